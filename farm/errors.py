@@ -1,0 +1,97 @@
+"""Everything that can go wrong, in one tree; the class decides what follows and how the CLI exits.
+
+    FarmError
+    ├── ConfigError       a setting is wrong: one line naming file and key               exit 2
+    ├── InputError        what the user gave cannot be rendered; never retried           exit 2
+    ├── SomeJobsFailed    a waited batch ended with failed jobs                          exit 3
+    ├── MediaError        a media tool failed; its caller says what that means
+    ├── EngineError       the model failed; tried again after a pause
+    │   ├── OutOfMemory   tried again once, smaller
+    │   └── DeviceFault   the device or its host is unusable; the host is replaced
+    ├── Interrupted       a stop that was asked for; costs no attempt
+    ├── NotEnoughRoom     a worker's disk or memory is too full to take work
+    └── LedgerError
+        ├── NotFound      no such batch, job, segment or worker                          exit 1
+        ├── LeaseLost     the lease expired or was taken over; this result is void
+        └── IllegalMove   our bug: a state was asked for a move that it does not have    exit 1
+
+This module is read by the host's child process too, under the model's own interpreter: it imports only the standard
+library and stays valid on Python 3.10.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class FarmError(Exception):
+    """Base of every error that the farm raises on purpose; `str(error)` is one sentence for a person."""
+
+    exit_code = 1
+
+
+class ConfigError(FarmError):
+    """A setting is wrong; the message names the file and the key."""
+
+    exit_code = 2
+
+
+class InputError(FarmError):
+    """What the user gave cannot be rendered; the sentence says what is wrong and what to do."""
+
+    exit_code = 2
+
+
+class SomeJobsFailed(FarmError):
+    """Some jobs of a waited batch failed."""
+
+    exit_code = 3
+
+
+class MediaError(FarmError):
+    """A media tool failed.  Keeps its argv, exit code and last lines; the caller translates."""
+
+    def __init__(self, argv: Sequence[str], code: int | None, stderr: str) -> None:
+        self.argv = list(argv)
+        self.code = code
+        self.stderr = stderr
+        last = [line.strip() for line in stderr.splitlines() if line.strip()][-3:]
+        tool = self.argv[0].rsplit("/", 1)[-1] if self.argv else "media tool"
+        ended = "ran out of time" if code is None else f"ended with {code}"
+        super().__init__(f"{tool} {ended}: {' | '.join(last) or 'it said nothing'}")
+
+
+class EngineError(FarmError):
+    """The model failed on this segment; it is tried again after a pause."""
+
+
+class OutOfMemory(EngineError):
+    """The device ran out of memory; tried again once, smaller."""
+
+
+class DeviceFault(EngineError):
+    """The device or its host is unusable; the host is replaced."""
+
+
+class Interrupted(FarmError):
+    """A stop that was asked for: drain, pause, cancel, shutdown.  Costs no attempt."""
+
+
+class NotEnoughRoom(FarmError):
+    """This worker has too little free disk or memory to take work."""
+
+
+class LedgerError(FarmError):
+    """The ledger refused."""
+
+
+class NotFound(LedgerError):
+    """No such batch, job, segment or worker."""
+
+
+class LeaseLost(LedgerError):
+    """The lease expired or was taken over; this worker's result is void."""
+
+
+class IllegalMove(LedgerError):
+    """A state was asked for a move that it does not have.  This is a bug of the farm."""
