@@ -1,0 +1,1 @@
+"""Probe, decode, encode, assemble, verify: the only door to ffmpeg and PyAV."""
