@@ -1,0 +1,73 @@
+"""Bringing a ledger to the newest shape.  Migrations are numbered and reversible; see migrations/versions."""
+
+from __future__ import annotations
+
+import logging
+
+from alembic import command
+from alembic.autogenerate import compare_metadata
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import inspect
+from sqlalchemy.exc import DBAPIError
+
+from farm.errors import LedgerError
+from farm.ledger.store import Ledger, explain_unreachable
+from farm.ledger.tables import Table
+from farm.paths import shipped
+
+log = logging.getLogger(__name__)
+
+
+def _config(ledger: Ledger) -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(shipped("migrations")))
+    config.attributes["ledger"] = ledger
+    return config
+
+
+def newest_revision() -> str:
+    head = ScriptDirectory(str(shipped("migrations"))).get_current_head()
+    assert head is not None
+    return head
+
+
+def current_revision(ledger: Ledger) -> str | None:
+    """The ledger's shape; None for an empty database.  Raises LedgerError when it does not answer."""
+    try:
+        with ledger.engine.connect() as connection:
+            return MigrationContext.configure(connection).get_current_revision()
+    except DBAPIError as error:
+        raise explain_unreachable(error, ledger.url) from error
+
+
+def upgrade(ledger: Ledger, revision: str = "head") -> None:
+    command.upgrade(_config(ledger), revision)
+
+
+def downgrade(ledger: Ledger, revision: str) -> None:
+    command.downgrade(_config(ledger), revision)
+
+
+def differences(ledger: Ledger) -> list[str]:
+    """How the database differs from farm/ledger/tables.py; empty when it is right."""
+    with ledger.engine.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        return [str(difference) for difference in compare_metadata(context, Table.metadata)]
+
+
+def ensure_current(ledger: Ledger) -> None:
+    """Make a new ledger; bring a private SQLite one up to date; refuse to touch a shared one that is older.
+
+    A shared ledger is upgraded by a person (`farm db upgrade`), because workers of the older farm may still use it.
+    """
+    have, want = current_revision(ledger), newest_revision()
+    if have == want:
+        return
+    if have is None or ledger.is_sqlite:
+        if have is None and inspect(ledger.engine).has_table("jobs"):
+            raise LedgerError("this database holds tables named like the farm's that the farm did not make; use another")
+        upgrade(ledger)
+        return
+    raise LedgerError(f"the ledger is at revision {have}, this farm needs {want}; drain the workers, then run `farm db upgrade`")

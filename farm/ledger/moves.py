@@ -1,0 +1,498 @@
+"""The moves of a segment under lease: claim, renew, publish, release, expire.
+
+Each is one transaction.  Each write names the state and the fencing token that it relies on; when no row answers, the
+lease is lost and nothing was changed.  Every move writes the history line and ripples to the job.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import ColumnElement, and_, delete, exists, func, insert, literal, or_, select, update
+from sqlalchemy.orm import Session, aliased
+
+from farm.errors import LeaseLost
+from farm.ledger.history import append
+from farm.ledger.read import job_value, segment_value
+from farm.ledger.ripple import ready_next, ripple
+from farm.ledger.store import Ledger, db_now
+from farm.ledger.tables import ArtifactRow, AttemptRow, JobRow, OutboxRow, SegmentRow, WorkerRow
+from farm.ledger.values import Lease, NewArtifact, PlannedSegment
+from farm.retry import Decision, RetryPolicy
+from farm.states import Event, SegmentKind, SegmentState, WorkerState, after
+
+STRIKES_PER_JOB = 3  # a worker that failed a job this often does not get it again
+ALIVE_SECONDS = 60.0  # a worker that beat this recently counts as one that could take a segment
+
+
+def claim(
+    ledger: Ledger, *, worker: str, queue: str, device: str, ttl_seconds: float, warm_job: int | None = None
+) -> Lease | None:
+    """Lease the best claimable segment of `queue`: priority, deadline, the warm job, fair rank, first come.
+
+    One statement chooses and takes it.  Returns None when there is nothing that this worker may take.
+    """
+
+    def story(session: Session) -> Lease | None:
+        taken = session.scalar(_claim_statement(worker, queue, ttl_seconds, warm_job))
+        if taken is None:
+            return None
+        row = session.get_one(SegmentRow, taken)
+        after(SegmentState.QUEUED, Event.LEASE)
+        session.execute(
+            insert(AttemptRow).values(
+                segment_id=row.id,
+                job_id=row.job_id,
+                number=row.attempt,
+                token=row.token,
+                worker=worker,
+                device=device,
+                started_at=db_now(),
+            )
+        )
+        append(session, Event.LEASE, job_id=row.job_id, segment_id=row.id, attempt=row.attempt, worker=worker)
+        ripple(session, row.job_id)
+        session.execute(
+            update(WorkerRow)
+            .where(WorkerRow.name == worker)
+            .values(segment_id=row.id, state=WorkerState.RENDERING, reason=None)
+        )
+        carry = None
+        if row.needs_carry:
+            carry = session.scalar(
+                select(SegmentRow.carry).where(
+                    SegmentRow.job_id == row.job_id,
+                    SegmentRow.kind == SegmentKind.RENDER,
+                    SegmentRow.number == row.number - 1,
+                )
+            )
+        job = session.get_one(JobRow, row.job_id, populate_existing=True)
+        return Lease(
+            segment=segment_value(row),
+            job=job_value(job),
+            token=row.token,
+            attempt=row.attempt,
+            worker=worker,
+            carry=carry,
+            smaller=row.smaller,
+        )
+
+    return ledger.write(story)
+
+
+def _claim_statement(worker: str, queue: str, ttl_seconds: float, warm_job: int | None) -> Any:
+    segment = SegmentRow
+    claimable = and_(
+        segment.queue == queue,
+        segment.state == SegmentState.QUEUED,
+        ~segment.held,
+        segment.not_before <= db_now(),
+        _may_take(worker, queue),
+    )
+    columns = (segment.id, segment.unhaste, segment.due)
+    order = (segment.unhaste, segment.due, segment.rank, segment.id)
+    best = select(*columns, literal(0).label("warm")).where(claimable).order_by(*order).limit(1)
+    best_cte = best.with_for_update(skip_locked=True).cte("best")
+    candidates = select(best_cte.c.id, best_cte.c.unhaste, best_cte.c.due, best_cte.c.warm)
+    if warm_job is not None:
+        warm = (
+            select(*columns, literal(1).label("warm"))
+            .where(claimable, segment.job_id == warm_job)
+            .order_by(segment.number)
+            .limit(1)
+        )
+        warm_cte = warm.with_for_update(skip_locked=True).cte("warm")
+        both = candidates.union_all(select(warm_cte.c.id, warm_cte.c.unhaste, warm_cte.c.due, warm_cte.c.warm))
+        candidates = both.subquery("candidate").select()
+    chosen = candidates.subquery("chosen")
+    pick = select(chosen.c.id).order_by(chosen.c.unhaste, chosen.c.due, chosen.c.warm.desc()).limit(1)
+    return (
+        update(segment)
+        .where(segment.id == pick.scalar_subquery(), segment.state == SegmentState.QUEUED)
+        .values(
+            state=SegmentState.LEASED,
+            token=segment.token + 1,
+            attempt=segment.attempt + 1,
+            leased_by=worker,
+            lease_until=db_now() + ttl_seconds,
+            frames_now=0,
+        )
+        .returning(segment.id)
+        .execution_options(synchronize_session=False)
+    )
+
+
+def _may_take(worker: str, queue: str) -> ColumnElement[bool]:
+    """A worker does not get back what it failed while another can take it, nor a job that it failed too often."""
+    segment = SegmentRow
+    other = aliased(WorkerRow)
+    mine, theirs, job_strikes = aliased(AttemptRow), aliased(AttemptRow), aliased(AttemptRow)
+    failed_it = exists().where(mine.segment_id == segment.id, mine.worker == worker, mine.strike)
+    another_can = exists().where(
+        other.queue == queue,
+        other.name != worker,
+        other.drain.is_(None),
+        other.state.in_((WorkerState.IDLE, WorkerState.RENDERING)),
+        other.beat_at > db_now() - ALIVE_SECONDS,
+        ~exists().where(theirs.segment_id == segment.id, theirs.worker == other.name, theirs.strike),
+    )
+    strikes = (
+        select(func.count())
+        .where(job_strikes.job_id == segment.job_id, job_strikes.worker == worker, job_strikes.strike)
+        .scalar_subquery()
+    )
+    return and_(or_(~failed_it, ~another_can), strikes < STRIKES_PER_JOB)
+
+
+def _held_lease(lease: Lease) -> ColumnElement[bool]:
+    return and_(
+        SegmentRow.id == lease.segment.id,
+        SegmentRow.state == SegmentState.LEASED,
+        SegmentRow.token == lease.token,
+    )
+
+
+def renew(ledger: Ledger, lease: Lease, *, ttl_seconds: float, frames_now: int) -> None:
+    """Push the lease's end away and note the progress.  Raises LeaseLost."""
+
+    def story(session: Session) -> None:
+        won = session.scalar(
+            update(SegmentRow)
+            .where(_held_lease(lease))
+            .values(lease_until=db_now() + ttl_seconds, frames_now=frames_now)
+            .returning(SegmentRow.id)
+        )
+        if won is None:
+            raise LeaseLost(f"{lease.label}: the lease is gone")
+
+    ledger.write(story, patience_seconds=ttl_seconds)
+
+
+def publish(
+    ledger: Ledger,
+    lease: Lease,
+    *,
+    artifacts: Sequence[NewArtifact],
+    carry: bytes | None = None,
+    frames: int = 0,
+    device_seconds: float = 0.0,
+    engine_version: str | None = None,
+) -> None:
+    """Make the result public: files, carry and state change in one commit.  Raises LeaseLost.
+
+    Repeating it after a commit whose answer was lost changes nothing and succeeds.
+    """
+    _succeed(ledger, lease, artifacts, carry, frames, device_seconds, {"engine_version": engine_version}, None)
+
+
+def publish_plan(
+    ledger: Ledger,
+    lease: Lease,
+    *,
+    artifacts: Sequence[NewArtifact],
+    job: dict[str, Any],
+    plan: Sequence[PlannedSegment],
+    queue: str,
+    device_seconds: float = 0.0,
+) -> None:
+    """End `prepare`: write what was learnt into the job and make its render and assemble segments.
+
+    `job` holds column values of JobRow: audio_rate, audio_samples, total_frames, facts, profile, notes …
+    """
+    _succeed(ledger, lease, artifacts, None, 0, device_seconds, job, (plan, queue))
+
+
+def _succeed(
+    ledger: Ledger,
+    lease: Lease,
+    artifacts: Sequence[NewArtifact],
+    carry: bytes | None,
+    frames: int,
+    device_seconds: float,
+    job_values: dict[str, Any],
+    plan: tuple[Sequence[PlannedSegment], str] | None,
+) -> None:
+    segment = lease.segment
+
+    def story(session: Session) -> None:
+        won = session.scalar(
+            update(SegmentRow)
+            .where(_held_lease(lease))
+            .values(
+                state=after(SegmentState.LEASED, Event.SUCCEED),
+                leased_by=None,
+                lease_until=None,
+                carry=carry,
+                frames_now=frames,
+                reason=None,
+                failure=None,
+                finished_at=db_now(),
+            )
+            .returning(SegmentRow.id)
+        )
+        if won is None:
+            done = session.scalar(
+                select(SegmentRow.id).where(
+                    SegmentRow.id == segment.id,
+                    SegmentRow.state == SegmentState.SUCCEEDED,
+                    SegmentRow.token == lease.token,
+                )
+            )
+            if done is not None:
+                return  # our own earlier commit, whose answer was lost
+            raise LeaseLost(f"{lease.label}: the lease is gone; its result is void")
+        number = segment.number if segment.kind is SegmentKind.RENDER else -1
+        for artifact in artifacts:
+            # `farm jobs retry` may publish a job's poster or report again; the newest stands.
+            session.execute(
+                delete(ArtifactRow).where(
+                    ArtifactRow.job_id == segment.job_id,
+                    ArtifactRow.kind == artifact.kind,
+                    ArtifactRow.segment_number == number,
+                )
+            )
+            session.execute(
+                insert(ArtifactRow).values(
+                    job_id=segment.job_id,
+                    kind=artifact.kind,
+                    segment_number=number,
+                    path=artifact.path,
+                    size_bytes=artifact.size_bytes,
+                    sha256=artifact.sha256,
+                    facts=dict(artifact.facts),
+                    created_at=db_now(),
+                )
+            )
+        close_attempt(session, lease, Event.SUCCEED, frames=frames, device_seconds=device_seconds)
+        values = {key: value for key, value in job_values.items() if value is not None}
+        if values:
+            session.execute(update(JobRow).where(JobRow.id == segment.job_id).values(**values))
+        if plan is not None:
+            _insert_plan(session, lease, *plan)
+        ready_next(session, segment)
+        ripple(session, segment.job_id)
+
+    ledger.write(story)
+
+
+def _insert_plan(session: Session, lease: Lease, plan: Sequence[PlannedSegment], queue: str) -> None:
+    row = session.get_one(SegmentRow, lease.segment.id, populate_existing=True)
+    shared: dict[str, Any] = {
+        "job_id": row.job_id,
+        "unhaste": row.unhaste,
+        "due": row.due,
+        "rank": row.rank,
+        "held": row.held,
+    }
+    rows = [
+        shared
+        | {
+            "kind": SegmentKind.RENDER,
+            "number": number,
+            "first_frame": part.first_frame,
+            "frames": part.frames,
+            "needs_carry": part.needs_carry,
+            "queue": queue,
+            "state": SegmentState.WAITING,
+        }
+        for number, part in enumerate(plan)
+    ]
+    assemble = shared | {
+        "kind": SegmentKind.ASSEMBLE,
+        "number": 0,
+        "first_frame": 0,
+        "frames": 0,
+        "needs_carry": False,
+        "queue": row.queue,
+        "state": SegmentState.WAITING,
+    }
+    session.execute(insert(SegmentRow), [*rows, assemble])
+    session.execute(update(JobRow).where(JobRow.id == row.job_id).values(segments_total=len(rows)))
+    session.execute(insert(OutboxRow).values(queue=queue, created_at=db_now()))
+
+
+def release(
+    ledger: Ledger, lease: Lease, decision: Decision, *, frames: int = 0, device_seconds: float = 0.0
+) -> None:
+    """End the attempt without a result, as `decision` says.  Raises LeaseLost."""
+
+    def story(session: Session) -> None:
+        to = after(SegmentState.LEASED, decision.event)
+        values: dict[str, Any] = {
+            "state": to,
+            "leased_by": None,
+            "lease_until": None,
+            "frames_now": 0,
+            "reason": decision.reason,
+            "failure": decision.failure,
+            "not_before": db_now() + decision.delay_seconds,
+            "errors": SegmentRow.errors + (1 if decision.counts else 0),
+        }
+        if decision.smaller:
+            values["smaller"] = True
+        if to is SegmentState.FAILED:
+            values["finished_at"] = db_now()
+        if to is SegmentState.QUEUED:
+            values["queued_at"] = db_now()
+        won = session.scalar(update(SegmentRow).where(_held_lease(lease)).values(**values).returning(SegmentRow.id))
+        if won is None:
+            raise LeaseLost(f"{lease.label}: the lease is gone")
+        close_attempt(
+            session,
+            lease,
+            decision.event,
+            strike=decision.strike,
+            failure=decision.failure,
+            reason=decision.reason,
+            frames=frames,
+            device_seconds=device_seconds,
+        )
+        ripple(session, lease.segment.job_id, reason=decision.reason, failure=decision.failure)
+        if to is SegmentState.QUEUED:
+            session.execute(insert(OutboxRow).values(queue=lease.segment.queue, created_at=db_now()))
+
+    ledger.write(story)
+
+
+def close_attempt(
+    session: Session,
+    lease: Lease,
+    event: Event,
+    *,
+    strike: bool = False,
+    failure: str | None = None,
+    reason: str | None = None,
+    frames: int = 0,
+    device_seconds: float = 0.0,
+) -> None:
+    """Close the open attempt of `lease`, append the history line and free the worker."""
+    session.execute(
+        update(AttemptRow)
+        .where(
+            AttemptRow.segment_id == lease.segment.id, AttemptRow.token == lease.token, AttemptRow.ended_at.is_(None)
+        )
+        .values(
+            ended_at=db_now(),
+            outcome=event.value,
+            strike=strike,
+            failure=failure,
+            reason=reason,
+            frames=frames,
+            device_seconds=device_seconds,
+        )
+    )
+    session.execute(
+        update(WorkerRow)
+        .where(WorkerRow.name == lease.worker, WorkerRow.segment_id == lease.segment.id)
+        .values(segment_id=None, state=WorkerState.IDLE)
+    )
+    append(
+        session,
+        event,
+        job_id=lease.segment.job_id,
+        segment_id=lease.segment.id,
+        attempt=lease.attempt,
+        worker=lease.worker,
+        detail=reason,
+    )
+
+
+def expire_leases(ledger: Ledger, policy: RetryPolicy, *, worker: str | None = None) -> list[int]:
+    """Take back every lease that ran out; with `worker`, every lease of that worker whose death was confirmed.
+
+    Returns the segments' ids.  A segment that lost too many workers is given up: it is suspected to kill them.
+    """
+
+    def story(session: Session) -> list[int]:
+        dead: ColumnElement[bool] = SegmentRow.lease_until < db_now()
+        if worker is not None:
+            dead = SegmentRow.leased_by == worker
+        rows = session.scalars(
+            select(SegmentRow)
+            .where(SegmentRow.state == SegmentState.LEASED, dead)
+            .order_by(SegmentRow.id)
+            .with_for_update(skip_locked=True)
+        ).all()
+        for row in rows:
+            _expire(session, row, policy)
+        return [row.id for row in rows]
+
+    return ledger.write(story)
+
+
+def _expire(session: Session, row: SegmentRow, policy: RetryPolicy) -> None:
+    gone, number = row.leased_by, row.attempt
+    losses = row.losses + 1
+    event = Event.EXPIRE if losses < policy.max_losses else Event.FAIL
+    reason = f"worker {gone} vanished while it held the lease"
+    if event is Event.FAIL:
+        reason = f"given up: {losses} workers vanished while rendering this; the last one was {gone}"
+    to = after(SegmentState.LEASED, event)
+    won = session.scalar(
+        update(SegmentRow)
+        .where(SegmentRow.id == row.id, SegmentRow.state == SegmentState.LEASED, SegmentRow.token == row.token)
+        .values(
+            state=to,
+            leased_by=None,
+            lease_until=None,
+            losses=losses,
+            frames_now=0,
+            reason=reason,
+            failure="lost",
+            # The first losses are most likely not the segment's fault, so it is offered again at once.
+            not_before=db_now() + (policy.delay_after(losses - 2) if losses > 2 else 0.0),
+            queued_at=db_now(),
+            finished_at=db_now() if to is SegmentState.FAILED else None,
+        )
+        .returning(SegmentRow.id)
+        .execution_options(synchronize_session=False)
+    )
+    if won is None:
+        return
+    session.execute(
+        update(AttemptRow)
+        .where(AttemptRow.segment_id == row.id, AttemptRow.ended_at.is_(None))
+        .values(ended_at=db_now(), outcome=event.value, failure="lost", reason=reason)
+    )
+    session.execute(
+        update(WorkerRow).where(WorkerRow.name == gone, WorkerRow.segment_id == row.id).values(segment_id=None)
+    )
+    append(session, event, job_id=row.job_id, segment_id=row.id, attempt=number, worker=gone, detail=reason)
+    ripple(session, row.job_id, reason=reason, failure="lost")
+    if to is SegmentState.QUEUED:
+        session.execute(insert(OutboxRow).values(queue=row.queue, created_at=db_now()))
+
+
+class Standing:
+    """What the ledger wants of a lease at this moment."""
+
+    KEEP = "keep"
+    LOST = "lost"
+    CANCELLED = "cancelled"
+    PAUSED = "paused"
+    DRAIN = "drain"
+
+
+def standing(ledger: Ledger, lease: Lease) -> str:
+    """Whether to go on with this lease: one of Standing's words.  Asked at every chunk."""
+    with ledger.read() as session:
+        row = session.execute(
+            select(SegmentRow.state, SegmentRow.token, SegmentRow.held, JobRow.paused, WorkerRow.drain)
+            .join(JobRow, JobRow.id == SegmentRow.job_id)
+            .outerjoin(WorkerRow, WorkerRow.name == lease.worker)
+            .where(SegmentRow.id == lease.segment.id)
+        ).one_or_none()
+    if row is None or row.token != lease.token:
+        return Standing.LOST
+    if row.state is SegmentState.CANCELLED:
+        return Standing.CANCELLED
+    if row.state is not SegmentState.LEASED:
+        return Standing.LOST
+    if row.paused:
+        return Standing.PAUSED
+    if row.held:
+        return Standing.CANCELLED  # another segment of the job failed: the film will never be
+    if row.drain == "now":
+        return Standing.DRAIN
+    return Standing.KEEP

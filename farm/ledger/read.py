@@ -1,0 +1,463 @@
+"""Reading the ledger: rows to values, and every question that people and pages ask."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import and_, case, exists, func, or_, select
+from sqlalchemy.orm import Session
+
+from farm.errors import NotFound
+from farm.ledger.store import Ledger, db_now
+from farm.ledger.tables import (
+    NO_DEADLINE,
+    ArtifactRow,
+    AttemptRow,
+    BatchRow,
+    EventRow,
+    JobRow,
+    SegmentRow,
+    WorkerRow,
+)
+from farm.ledger.values import Artifact, Attempt, Batch, Job, LedgerEvent, Segment, Worker
+from farm.states import FINISHED, ArtifactKind, JobState, SegmentKind, SegmentState, WorkerState
+
+
+def job_value(row: JobRow) -> Job:
+    return Job(
+        id=row.id,
+        batch_id=row.batch_id,
+        row_number=row.row_number,
+        key=row.key,
+        name=row.name,
+        owner=row.owner,
+        tags=tuple(row.tags),
+        portrait=row.portrait,
+        portrait_sha256=row.portrait_sha256,
+        audio=row.audio,
+        audio_sha256=row.audio_sha256,
+        output=row.output,
+        model=row.model,
+        preset=row.preset,
+        settings=row.settings,
+        prompt=row.prompt,
+        seed=row.seed,
+        width=row.width,
+        height=row.height,
+        fps=(row.fps_num, row.fps_den),
+        continuity=row.continuity,
+        priority=row.priority,
+        due=None if row.due >= NO_DEADLINE else row.due,
+        paused=row.paused,
+        state=row.state,
+        reason=row.reason,
+        failure=row.failure,
+        notes=tuple(row.notes),
+        audio_seconds=row.audio_seconds,
+        audio_rate=row.audio_rate,
+        audio_samples=row.audio_samples,
+        total_frames=row.total_frames,
+        facts=row.facts,
+        profile=row.profile,
+        segments_total=row.segments_total,
+        segments_done=row.segments_done,
+        frames_done=row.frames_done,
+        created_at=row.created_at,
+        started_at=row.started_at,
+        finished_at=row.finished_at,
+    )
+
+
+def segment_value(row: SegmentRow) -> Segment:
+    return Segment(
+        id=row.id,
+        job_id=row.job_id,
+        kind=row.kind,
+        number=row.number,
+        first_frame=row.first_frame,
+        frames=row.frames,
+        needs_carry=row.needs_carry,
+        queue=row.queue,
+        state=row.state,
+        held=row.held,
+        not_before=row.not_before,
+        token=row.token,
+        attempt=row.attempt,
+        errors=row.errors,
+        losses=row.losses,
+        leased_by=row.leased_by,
+        lease_until=row.lease_until,
+        frames_now=row.frames_now,
+        reason=row.reason,
+        failure=row.failure,
+        queued_at=row.queued_at,
+        finished_at=row.finished_at,
+    )
+
+
+def _artifact_value(row: ArtifactRow) -> Artifact:
+    return Artifact(
+        row.id,
+        row.job_id,
+        row.kind,
+        row.segment_number,
+        row.path,
+        row.size_bytes,
+        row.sha256,
+        row.facts,
+        row.created_at,
+    )
+
+
+def worker_value(row: WorkerRow) -> Worker:
+    return Worker(
+        name=row.name,
+        queue=row.queue,
+        machine=row.machine,
+        pid=row.pid,
+        incarnation=row.incarnation,
+        device=row.device,
+        state=row.state,
+        drain=row.drain,
+        reason=row.reason,
+        segment_id=row.segment_id,
+        host_pid=row.host_pid,
+        host_restarts=row.host_restarts,
+        info=row.info,
+        started_at=row.started_at,
+        beat_at=row.beat_at,
+    )
+
+
+def job(ledger: Ledger, job_id: int) -> Job:
+    """Raises NotFound."""
+    with ledger.read() as session:
+        row = session.get(JobRow, job_id)
+        if row is None:
+            raise NotFound(f"there is no job {job_id}; `farm jobs list` shows those there are")
+        return job_value(row)
+
+
+def jobs(
+    ledger: Ledger,
+    *,
+    states: Sequence[JobState] = (),
+    batch_id: int | None = None,
+    owner: str | None = None,
+    ids: Sequence[int] = (),
+    name_contains: str | None = None,
+    limit: int | None = 100,
+    before_id: int | None = None,
+) -> list[Job]:
+    """Jobs, newest first."""
+    query = select(JobRow).order_by(JobRow.id.desc())
+    if states:
+        query = query.where(JobRow.state.in_(states))
+    if batch_id is not None:
+        query = query.where(JobRow.batch_id == batch_id)
+    if owner is not None:
+        query = query.where(JobRow.owner == owner)
+    if ids:
+        query = query.where(JobRow.id.in_(ids))
+    if name_contains:
+        query = query.where(JobRow.name.contains(name_contains, autoescape=True))
+    if before_id is not None:
+        query = query.where(JobRow.id < before_id)
+    if limit is not None:
+        query = query.limit(limit)
+    with ledger.read() as session:
+        return [job_value(row) for row in session.scalars(query)]
+
+
+def segments(ledger: Ledger, job_id: int) -> list[Segment]:
+    """The job's segments in the order in which they come: prepare, render 0…, assemble."""
+    order = case({"prepare": 0, "render": 1, "assemble": 2}, value=SegmentRow.kind, else_=3)
+    with ledger.read() as session:
+        rows = session.scalars(
+            select(SegmentRow).where(SegmentRow.job_id == job_id).order_by(order, SegmentRow.number)
+        ).all()
+        return [segment_value(row) for row in rows]
+
+
+def attempts(ledger: Ledger, job_id: int) -> list[Attempt]:
+    with ledger.read() as session:
+        rows = session.scalars(select(AttemptRow).where(AttemptRow.job_id == job_id).order_by(AttemptRow.id)).all()
+        return [_attempt_value(row) for row in rows]
+
+
+def _attempt_value(row: AttemptRow) -> Attempt:
+    return Attempt(
+        row.id,
+        row.segment_id,
+        row.job_id,
+        row.number,
+        row.worker,
+        row.device,
+        row.started_at,
+        row.ended_at,
+        row.outcome,
+        row.strike,
+        row.failure,
+        row.reason,
+        row.frames,
+        row.device_seconds,
+    )
+
+
+def artifacts(ledger: Ledger, job_id: int, kind: ArtifactKind | None = None) -> list[Artifact]:
+    query = select(ArtifactRow).where(ArtifactRow.job_id == job_id).order_by(ArtifactRow.segment_number)
+    if kind is not None:
+        query = query.where(ArtifactRow.kind == kind)
+    with ledger.read() as session:
+        return [_artifact_value(row) for row in session.scalars(query)]
+
+
+def artifact(ledger: Ledger, job_id: int, kind: ArtifactKind) -> Artifact:
+    """The one artifact of a kind.  Raises NotFound."""
+    found = artifacts(ledger, job_id, kind)
+    if not found:
+        raise NotFound(f"job {job_id} has no {kind} yet")
+    return found[-1]
+
+
+def films(ledger: Ledger, job_ids: Iterable[int]) -> dict[int, Artifact]:
+    """The published film of each job that has one."""
+    with ledger.read() as session:
+        rows = session.scalars(
+            select(ArtifactRow).where(ArtifactRow.job_id.in_(list(job_ids)), ArtifactRow.kind == ArtifactKind.FILM)
+        ).all()
+        return {row.job_id: _artifact_value(row) for row in rows}
+
+
+def batch(ledger: Ledger, batch_id: int) -> Batch:
+    """Raises NotFound."""
+    with ledger.read() as session:
+        row = session.get(BatchRow, batch_id)
+        if row is None:
+            raise NotFound(f"there is no batch {batch_id}")
+        return _batch_value(session, row)
+
+
+def batches(ledger: Ledger, *, limit: int = 50) -> list[Batch]:
+    """Batches, newest first."""
+    with ledger.read() as session:
+        rows = session.scalars(select(BatchRow).order_by(BatchRow.id.desc()).limit(limit)).all()
+        return [_batch_value(session, row) for row in rows]
+
+
+def _batch_value(session: Session, row: BatchRow) -> Batch:
+    counted = session.execute(
+        select(JobRow.state, JobRow.paused, func.count())
+        .where(JobRow.batch_id == row.id)
+        .group_by(JobRow.state, JobRow.paused)
+    ).all()
+    shown: dict[str, int] = {}
+    for state, paused, count in counted:
+        word = "paused" if paused and state not in FINISHED else state.value
+        shown[word] = shown.get(word, 0) + count
+    return Batch(row.id, row.key, row.name, row.source, row.owner, row.created_at, shown)
+
+
+def events(
+    ledger: Ledger, *, job_id: int | None = None, after_id: int = 0, limit: int = 500, newest: bool = False
+) -> list[LedgerEvent]:
+    """The history, oldest first; `newest` takes the last `limit` lines instead of the first."""
+    query = select(EventRow).where(EventRow.id > after_id).limit(limit)
+    if job_id is not None:
+        query = query.where(EventRow.job_id == job_id)
+    query = query.order_by(EventRow.id.desc() if newest else EventRow.id)
+    with ledger.read() as session:
+        rows = list(session.scalars(query))
+        if newest:
+            rows.reverse()
+        return [
+            LedgerEvent(
+                r.id, r.at, r.event, r.batch_id, r.job_id, r.segment_id, r.attempt, r.worker, r.detail
+            )
+            for r in rows
+        ]
+
+
+def workers(ledger: Ledger) -> list[Worker]:
+    with ledger.read() as session:
+        return [worker_value(row) for row in session.scalars(select(WorkerRow).order_by(WorkerRow.name))]
+
+
+def running(ledger: Ledger, job_ids: Sequence[int] = ()) -> list[Segment]:
+    """Segments under lease now."""
+    query = select(SegmentRow).where(SegmentRow.state == SegmentState.LEASED)
+    if job_ids:
+        query = query.where(SegmentRow.job_id.in_(job_ids))
+    with ledger.read() as session:
+        return [segment_value(row) for row in session.scalars(query)]
+
+
+def queue_depths(ledger: Ledger) -> dict[str, int]:
+    """How many segments wait in each queue for a worker."""
+    with ledger.read() as session:
+        rows = session.execute(
+            select(SegmentRow.queue, func.count())
+            .where(SegmentRow.state == SegmentState.QUEUED, ~SegmentRow.held)
+            .group_by(SegmentRow.queue)
+        ).all()
+        return {queue: count for queue, count in rows}
+
+
+def ringable_queues(ledger: Ledger, older_than_seconds: float) -> list[str]:
+    """Queues in which something claimable has waited longer than this."""
+    with ledger.read() as session:
+        return list(
+            session.scalars(
+                select(SegmentRow.queue)
+                .where(
+                    SegmentRow.state == SegmentState.QUEUED,
+                    ~SegmentRow.held,
+                    SegmentRow.not_before <= db_now(),
+                    func.coalesce(SegmentRow.queued_at, 0.0) < db_now() - older_than_seconds,
+                )
+                .distinct()
+            )
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Stuck:
+    """Work that no worker can take, and why."""
+
+    queue: str
+    segments: int
+    job_ids: tuple[int, ...]
+    reason: str
+
+
+def stuck(ledger: Ledger, *, alive_seconds: float = 60.0, sample: int = 5) -> list[Stuck]:
+    """Queues with work that no worker can take at present, each with a sentence that says why."""
+    found: list[Stuck] = []
+    with ledger.read() as session:
+        waiting = session.execute(
+            select(SegmentRow.queue, func.count())
+            .where(SegmentRow.state == SegmentState.QUEUED, ~SegmentRow.held)
+            .group_by(SegmentRow.queue)
+        ).all()
+        now = session.scalar(select(db_now())) or 0.0
+        for queue, count in waiting:
+            rows = session.scalars(select(WorkerRow).where(WorkerRow.queue == queue)).all()
+            can = [
+                row
+                for row in rows
+                if row.drain is None
+                and row.state in (WorkerState.IDLE, WorkerState.RENDERING, WorkerState.LOADING)
+                and row.beat_at > now - alive_seconds
+                and not (row.reason and row.state is WorkerState.IDLE)
+            ]
+            if can:
+                blocked = _blocked_jobs(session, queue, [row.name for row in can])
+                for job_id, n in blocked:
+                    names = ", ".join(row.name for row in can)
+                    found.append(
+                        Stuck(
+                            queue,
+                            n,
+                            (job_id,),
+                            f"every worker of queue {queue} ({names}) failed job {job_id} too often; "
+                            f"`farm jobs retry {job_id}` forgives them",
+                        )
+                    )
+                continue
+            ids = session.scalars(
+                select(SegmentRow.job_id)
+                .where(SegmentRow.queue == queue, SegmentRow.state == SegmentState.QUEUED, ~SegmentRow.held)
+                .distinct()
+                .limit(sample)
+            ).all()
+            found.append(Stuck(queue, count, tuple(ids), _why_nobody(queue, rows, now, alive_seconds)))
+    return found
+
+
+def _blocked_jobs(session: Session, queue: str, names: list[str]) -> list[tuple[int, int]]:
+    from farm.ledger.moves import STRIKES_PER_JOB
+
+    strikes = (
+        select(AttemptRow.job_id, AttemptRow.worker)
+        .where(AttemptRow.strike, AttemptRow.worker.in_(names))
+        .group_by(AttemptRow.job_id, AttemptRow.worker)
+        .having(func.count() >= STRIKES_PER_JOB)
+        .subquery()
+    )
+    rows = session.execute(
+        select(SegmentRow.job_id, func.count(SegmentRow.id.distinct()), func.count(strikes.c.worker.distinct()))
+        .join(strikes, strikes.c.job_id == SegmentRow.job_id)
+        .where(SegmentRow.queue == queue, SegmentRow.state == SegmentState.QUEUED, ~SegmentRow.held)
+        .group_by(SegmentRow.job_id)
+    ).all()
+    return [(job_id, count) for job_id, count, workers_out in rows if workers_out >= len(names)]
+
+
+def _why_nobody(queue: str, rows: Sequence[WorkerRow], now: float, alive_seconds: float) -> str:
+    if not rows:
+        return f"no worker serves queue {queue}; name one in configs/workers.toml and run `farm up`"
+    said: list[str] = []
+    for row in rows:
+        if row.state in (WorkerState.STOPPED, WorkerState.LOST) or row.beat_at <= now - alive_seconds:
+            said.append(f"{row.name} is not running")
+        elif row.drain is not None:
+            said.append(f"{row.name} is draining (`farm workers resume {row.name}`)")
+        elif row.state is WorkerState.SICK:
+            said.append(f"{row.name} is sick: {row.reason} (`farm workers resume {row.name}`)")
+        else:
+            said.append(f"{row.name} takes nothing: {row.reason}")
+    return f"no worker can take work of queue {queue}: " + "; ".join(said)
+
+
+def render_speed(ledger: Ledger, model: str, *, last: int = 50) -> float | None:
+    """Frames per device-second over the newest published segments of a model; None without history."""
+    newest = (
+        select(AttemptRow.frames, AttemptRow.device_seconds)
+        .join(JobRow, JobRow.id == AttemptRow.job_id)
+        .where(JobRow.model == model, AttemptRow.outcome == "succeed", AttemptRow.frames > 0)
+        .order_by(AttemptRow.id.desc())
+        .limit(last)
+        .subquery()
+    )
+    with ledger.read() as session:
+        frames, seconds = session.execute(
+            select(func.sum(newest.c.frames), func.sum(newest.c.device_seconds))
+        ).one()
+    return float(frames) / float(seconds) if frames and seconds else None
+
+
+def unfinished(ledger: Ledger, job_ids: Sequence[int]) -> int:
+    """How many of these jobs have not ended."""
+    with ledger.read() as session:
+        return (
+            session.scalar(
+                select(func.count()).where(JobRow.id.in_(job_ids), JobRow.state.not_in(list(FINISHED)))
+            )
+            or 0
+        )
+
+
+def has_open_work(ledger: Ledger) -> bool:
+    """Whether any job of the ledger can still move."""
+    with ledger.read() as session:
+        return bool(
+            session.scalar(
+                select(
+                    exists().where(
+                        and_(or_(JobRow.state.not_in(list(FINISHED))), ~JobRow.paused)
+                    )
+                )
+            )
+        )
+
+
+def count_segments(ledger: Ledger, job_id: int) -> dict[tuple[SegmentKind, SegmentState], int]:
+    with ledger.read() as session:
+        rows: Sequence[Any] = session.execute(
+            select(SegmentRow.kind, SegmentRow.state, func.count())
+            .where(SegmentRow.job_id == job_id)
+            .group_by(SegmentRow.kind, SegmentRow.state)
+        ).all()
+        return {(kind, state): count for kind, state, count in rows}

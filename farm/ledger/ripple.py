@@ -1,0 +1,135 @@
+"""What a segment's move means for its job and for the segments that build on it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import func, insert, select, update
+from sqlalchemy.orm import Session
+
+from farm.ledger.history import append
+from farm.ledger.store import db_now
+from farm.ledger.tables import JobRow, OutboxRow, SegmentRow
+from farm.ledger.values import Segment
+from farm.states import FINISHED, Event, JobState, SegmentKind, SegmentState, after, job_state
+
+
+def ripple(session: Session, job_id: int, *, reason: str | None = None, failure: str | None = None) -> JobState:
+    """Derive the job's state from its segments and write it down.  Returns the state.
+
+    The job's row is locked first: two segments of one job that end at the same instant count each other.
+    """
+    job = session.execute(
+        select(JobRow.state, JobRow.started_at, JobRow.batch_id, JobRow.paused)
+        .where(JobRow.id == job_id)
+        .with_for_update()
+    ).one()
+    counted = session.execute(
+        select(SegmentRow.kind, SegmentRow.state, func.count(), func.sum(SegmentRow.frames))
+        .where(SegmentRow.job_id == job_id)
+        .group_by(SegmentRow.kind, SegmentRow.state)
+    ).all()
+    state = job_state({(kind, segment_state): count for kind, segment_state, count, _ in counted})
+    done = [
+        (count, frames)
+        for kind, s, count, frames in counted
+        if kind is SegmentKind.RENDER and s is SegmentState.SUCCEEDED
+    ]
+    values: dict[str, Any] = {
+        "state": state,
+        "segments_done": done[0][0] if done else 0,
+        "frames_done": int(done[0][1]) if done else 0,
+    }
+    if job.started_at is None and state is not JobState.QUEUED:
+        values["started_at"] = db_now()
+    if state in FINISHED:
+        if job.state not in FINISHED:
+            values["finished_at"] = db_now()
+    else:
+        values["finished_at"] = None
+    if state is JobState.SUCCEEDED:
+        values |= {"reason": None, "failure": None}
+    elif state in (JobState.FAILED, JobState.CANCELLED) and reason is not None and job.state not in FINISHED:
+        values |= {"reason": reason, "failure": failure}
+    session.execute(update(JobRow).where(JobRow.id == job_id).values(**values))
+    if state is not job.state:
+        append(session, f"job_{state}", job_id=job_id, batch_id=job.batch_id, detail=reason)
+        dead = state in (JobState.FAILED, JobState.CANCELLED)
+        hold(session, job_id, held=dead or job.paused)
+    return state
+
+
+def hold(session: Session, job_id: int, *, held: bool) -> None:
+    """Take the job's open segments out of every queue, or put them back."""
+    session.execute(
+        update(SegmentRow)
+        .where(
+            SegmentRow.job_id == job_id,
+            SegmentRow.state.in_((SegmentState.WAITING, SegmentState.QUEUED, SegmentState.LEASED)),
+            SegmentRow.held != held,
+        )
+        .values(held=held)
+        .execution_options(synchronize_session=False)
+    )
+
+
+def ready_next(session: Session, done: Segment) -> None:
+    """Queue every waiting segment of the job whose foundations are published now that `done` is."""
+    # Without the job's lock, the last two segments of a film could each take the other for unfinished.
+    session.execute(select(JobRow.id).where(JobRow.id == done.job_id).with_for_update())
+    if done.kind is SegmentKind.PREPARE:
+        _ready(
+            session,
+            SegmentRow.job_id == done.job_id,
+            SegmentRow.kind == SegmentKind.RENDER,
+            ~SegmentRow.needs_carry,
+        )
+    elif done.kind is SegmentKind.RENDER:
+        _ready(
+            session,
+            SegmentRow.job_id == done.job_id,
+            SegmentRow.kind == SegmentKind.RENDER,
+            SegmentRow.number == done.number + 1,
+        )
+        left = session.scalar(
+            select(func.count()).where(
+                SegmentRow.job_id == done.job_id,
+                SegmentRow.kind == SegmentKind.RENDER,
+                SegmentRow.state != SegmentState.SUCCEEDED,
+            )
+        )
+        if not left:
+            _ready(session, SegmentRow.job_id == done.job_id, SegmentRow.kind == SegmentKind.ASSEMBLE)
+
+
+def ready_all(session: Session, job_id: int) -> None:
+    """Queue every waiting segment of a job whose foundations stand.  Used after a requeue."""
+    rows = session.scalars(select(SegmentRow).where(SegmentRow.job_id == job_id)).all()
+    by_key = {(row.kind, row.number): row for row in rows}
+    renders = [row for row in rows if row.kind is SegmentKind.RENDER]
+    prepared = by_key[SegmentKind.PREPARE, 0].state is SegmentState.SUCCEEDED
+    for row in rows:
+        if row.state is not SegmentState.WAITING:
+            continue
+        if row.kind is SegmentKind.RENDER:
+            ready = prepared and (
+                not row.needs_carry or by_key[SegmentKind.RENDER, row.number - 1].state is SegmentState.SUCCEEDED
+            )
+        elif row.kind is SegmentKind.ASSEMBLE:
+            ready = bool(renders) and all(other.state is SegmentState.SUCCEEDED for other in renders)
+        else:
+            ready = True
+        if ready:
+            _ready(session, SegmentRow.id == row.id)
+
+
+def _ready(session: Session, *where: Any) -> None:
+    queues = session.scalars(
+        update(SegmentRow)
+        .where(*where, SegmentRow.state == SegmentState.WAITING)
+        .values(state=after(SegmentState.WAITING, Event.READY), queued_at=db_now(), not_before=0.0)
+        .returning(SegmentRow.queue)
+        .execution_options(synchronize_session=False)
+    ).all()
+    for queue in sorted(set(queues)):
+        session.execute(insert(OutboxRow).values(queue=queue, created_at=db_now()))

@@ -1,0 +1,181 @@
+"""Opening the ledger: SQLite in WAL mode or PostgreSQL, one way to read and one way to write."""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from sqlalchemy import Connection, Double, Engine, create_engine, event, make_url
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.orm import Session
+from sqlalchemy.sql.functions import FunctionElement
+
+from farm.errors import ConfigError, LedgerError
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+BUSY_SECONDS = 30.0  # how long one statement waits for another writer
+RETRY_SECONDS = 60.0  # how long a transaction is tried again while the database is away or in conflict
+
+
+class db_now(FunctionElement[float]):  # noqa: N801  reads as a function in statements
+    """The database's clock, in seconds since 1970-01-01 UTC.
+
+    Leases are judged by this clock alone, so machines of a farm may disagree about the time.  On PostgreSQL it is the
+    clock at the moment of the statement, not of the transaction's begin.
+    """
+
+    type = Double()
+    inherit_cache = True
+
+
+@compiles(db_now, "sqlite")
+def _sqlite_now(element: Any, compiler: Any, **kw: Any) -> str:
+    # unixepoch('subsec') needs SQLite 3.42; the Julian day works everywhere and is exact to a millisecond.
+    return "((julianday('now') - 2440587.5) * 86400.0)"
+
+
+@compiles(db_now, "postgresql")
+def _postgres_now(element: Any, compiler: Any, **kw: Any) -> str:
+    return "extract(epoch from clock_timestamp())::double precision"
+
+
+class Ledger:
+    """A connection pool to the ledger.  Thread-safe; one per process."""
+
+    def __init__(self, engine: Engine, url: str) -> None:
+        self.engine = engine
+        self.url = url
+        self._writer = engine.execution_options(farm_write=True)
+
+    @property
+    def is_sqlite(self) -> bool:
+        return self.engine.dialect.name == "sqlite"
+
+    @contextmanager
+    def read(self) -> Iterator[Session]:
+        """A session for queries only."""
+        with Session(self.engine, expire_on_commit=False) as session:
+            yield session
+
+    def write(self, story: Callable[[Session], T], *, patience_seconds: float = RETRY_SECONDS) -> T:
+        """Run `story` in one transaction and commit.
+
+        When the database is away, busy or found a deadlock, the whole story is run again until `patience_seconds` have
+        passed, so a story must not have effects outside the session.  A commit whose answer was lost may have
+        happened: every story is guarded by state and token, so that its repetition changes nothing.
+        """
+        deadline = time.monotonic() + patience_seconds
+        pause = 0.05
+        while True:
+            try:
+                with Session(self._writer, expire_on_commit=False) as session, session.begin():
+                    return story(session)
+            except (OperationalError, InterfaceError, DBAPIError) as error:
+                if not _may_pass(error) or time.monotonic() + pause > deadline:
+                    raise
+                log.warning("ledger: %s; trying again", _first_line(error))
+                time.sleep(pause * random.uniform(0.5, 1.5))  # writers in conflict must not march in step
+                pause = min(pause * 2, 2.0)
+
+    def now(self) -> float:
+        """The ledger's clock."""
+        with self.engine.connect() as connection:
+            return float(connection.scalar(_select_now()) or 0.0)
+
+    def close(self) -> None:
+        self.engine.dispose()
+
+
+def open_ledger(url: str) -> Ledger:
+    """Open the ledger at an SQLAlchemy URL or a plain path of an SQLite file.  Raises ConfigError."""
+    if "://" not in url:
+        url = f"sqlite:///{Path(url).expanduser().resolve()}"
+    try:
+        parsed = make_url(url)
+    except Exception:
+        raise ConfigError("FARM_LEDGER_URL is no database URL; use sqlite:////path or postgresql://…") from None
+    backend = parsed.get_backend_name()
+    if backend == "sqlite":
+        if parsed.database in (None, "", ":memory:"):
+            raise ConfigError("FARM_LEDGER_URL: the ledger must outlive a process; use a file, not memory")
+        assert parsed.database is not None
+        Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+        engine = create_engine(
+            parsed.set(drivername="sqlite+pysqlite"), connect_args={"timeout": BUSY_SECONDS}, pool_size=8
+        )
+        event.listen(engine, "connect", _prepare_sqlite)
+        event.listen(engine, "begin", _begin_sqlite)
+    elif backend == "postgresql":
+        try:
+            import psycopg  # noqa: F401
+        except ImportError:
+            raise ConfigError(
+                "FARM_LEDGER_URL names PostgreSQL but its driver is not installed; pip install 'talking-head-farm[postgres]'"
+            ) from None
+        engine = create_engine(
+            parsed.set(drivername="postgresql+psycopg"),
+            pool_pre_ping=True,
+            pool_size=8,
+            connect_args={"connect_timeout": 10, "options": f"-c lock_timeout={int(BUSY_SECONDS * 1000)}"},
+        )
+    else:
+        raise ConfigError(f"FARM_LEDGER_URL: {backend} is not supported; use SQLite or PostgreSQL")
+    return Ledger(engine, parsed.render_as_string(hide_password=False))
+
+
+def _prepare_sqlite(connection: Any, record: Any) -> None:
+    connection.isolation_level = None  # the transaction's begin is ours, see _begin_sqlite
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA journal_mode = WAL")
+    # A published segment must survive a power cut, so every commit is synced; see docs/scale.md for what that costs.
+    cursor.execute("PRAGMA synchronous = FULL")
+    cursor.execute("PRAGMA foreign_keys = ON")
+    cursor.execute("PRAGMA temp_store = MEMORY")
+    cursor.close()
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    # A transaction that reads first and writes later would fail at once instead of waiting for the other writer.
+    write = connection.get_execution_options().get("farm_write", False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
+
+
+def _select_now() -> Any:
+    from sqlalchemy import select
+
+    return select(db_now())
+
+
+# PostgreSQL: serialization failure, deadlock, lock not available, admin shutdown, crash shutdown, cannot connect now.
+_PASSING = {"40001", "40P01", "55P03", "57P01", "57P02", "57P03"}
+
+
+def _may_pass(error: DBAPIError) -> bool:
+    if error.connection_invalidated:
+        return True
+    code = getattr(error.orig, "sqlstate", None)
+    if code is not None:
+        return code in _PASSING or code.startswith("08")
+    said = str(error.orig).lower()
+    return any(
+        words in said
+        for words in ("locked", "busy", "connection", "server closed", "timeout expired", "consuming input failed")
+    )
+
+
+def _first_line(error: DBAPIError) -> str:
+    return str(error.orig).strip().splitlines()[0] if error.orig else type(error).__name__
+
+
+def explain_unreachable(error: DBAPIError, url: str) -> LedgerError:
+    """A sentence for a person whose ledger cannot be opened; never shows the password."""
+    shown = make_url(url).render_as_string(hide_password=True)
+    return LedgerError(f"the ledger at {shown} does not answer: {_first_line(error)}")

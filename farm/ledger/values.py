@@ -1,0 +1,224 @@
+"""What leaves the ledger: frozen copies, safe to keep after the session is gone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from farm.states import ArtifactKind, Continuity, JobState, SegmentKind, SegmentState, WorkerState
+
+
+@dataclass(frozen=True, slots=True)
+class JobRequest:
+    """One checked row of a batch file, ready to become a job."""
+
+    row_number: int
+    key: str
+    name: str
+    owner: str
+    tags: tuple[str, ...]
+    portrait: str
+    portrait_sha256: str
+    audio: str
+    audio_sha256: str
+    audio_seconds: float
+    output: str
+    model: str
+    preset: str
+    queue: str
+    settings: Mapping[str, Any]
+    prompt: str
+    seed: int
+    width: int
+    height: int
+    fps: tuple[int, int]
+    continuity: Continuity
+    priority: int
+    due: float | None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    id: int
+    batch_id: int
+    row_number: int
+    key: str
+    name: str
+    owner: str
+    tags: tuple[str, ...]
+    portrait: str
+    portrait_sha256: str
+    audio: str
+    audio_sha256: str
+    output: str
+    model: str
+    preset: str
+    settings: Mapping[str, Any]
+    prompt: str
+    seed: int
+    width: int
+    height: int
+    fps: tuple[int, int]
+    continuity: Continuity
+    priority: int
+    due: float | None
+    paused: bool
+    state: JobState
+    reason: str | None
+    failure: str | None
+    notes: tuple[str, ...]
+    audio_seconds: float
+    audio_rate: int | None
+    audio_samples: int | None
+    total_frames: int | None
+    facts: Mapping[str, Any]
+    profile: Mapping[str, Any]
+    segments_total: int
+    segments_done: int
+    frames_done: int
+    created_at: float
+    started_at: float | None
+    finished_at: float | None
+
+    @property
+    def shown_state(self) -> str:
+        """The state as people see it: a paused job is paused, whatever it would be otherwise."""
+        return "paused" if self.paused and self.finished_at is None else self.state.value
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    id: int
+    job_id: int
+    kind: SegmentKind
+    number: int
+    first_frame: int
+    frames: int
+    needs_carry: bool
+    queue: str
+    state: SegmentState
+    held: bool
+    not_before: float
+    token: int
+    attempt: int
+    errors: int
+    losses: int
+    leased_by: str | None
+    lease_until: float | None
+    frames_now: int
+    reason: str | None
+    failure: str | None
+    queued_at: float | None
+    finished_at: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """The right to render one segment while the ledger's clock is before its end, renewed by heartbeats."""
+
+    segment: Segment
+    job: Job
+    token: int
+    attempt: int
+    worker: str
+    carry: bytes | None = None  # the state to start from, if the segment needs one
+    smaller: bool = False  # the attempt before ran out of memory
+
+    @property
+    def label(self) -> str:
+        """How logs and Flower name this lease."""
+        if self.segment.kind is SegmentKind.RENDER:
+            return f"job {self.job.id} segment {self.segment.number + 1}/{self.job.segments_total}"
+        return f"job {self.job.id} {self.segment.kind}"
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedSegment:
+    first_frame: int
+    frames: int
+    needs_carry: bool
+
+
+@dataclass(frozen=True, slots=True)
+class NewArtifact:
+    kind: ArtifactKind
+    path: str
+    size_bytes: int
+    sha256: str
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    id: int
+    job_id: int
+    kind: ArtifactKind
+    segment_number: int
+    path: str
+    size_bytes: int
+    sha256: str
+    facts: Mapping[str, Any]
+    created_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    id: int
+    segment_id: int
+    job_id: int
+    number: int
+    worker: str
+    device: str
+    started_at: float
+    ended_at: float | None
+    outcome: str | None
+    strike: bool
+    failure: str | None
+    reason: str | None
+    frames: int
+    device_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    name: str
+    queue: str
+    machine: str
+    pid: int
+    incarnation: str
+    device: str
+    state: WorkerState
+    drain: str | None
+    reason: str | None
+    segment_id: int | None
+    host_pid: int | None
+    host_restarts: int
+    info: Mapping[str, Any]
+    started_at: float
+    beat_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    id: int
+    key: str
+    name: str
+    source: str
+    owner: str
+    created_at: float
+    jobs: Mapping[str, int]  # how many of its jobs are in each shown state
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerEvent:
+    id: int
+    at: float
+    event: str
+    batch_id: int | None
+    job_id: int | None
+    segment_id: int | None
+    attempt: int | None
+    worker: str | None
+    detail: str | None

@@ -1,0 +1,83 @@
+"""What follows when an attempt ends without a result: a pure function of the error and of what happened before."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from farm.errors import (
+    DeviceFault,
+    FarmError,
+    InputError,
+    Interrupted,
+    MediaError,
+    NotEnoughRoom,
+    OutOfMemory,
+)
+from farm.states import Event
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """How patient the farm is with one segment."""
+
+    max_errors: int = 3  # attempts that may fail before the segment is given up
+    max_losses: int = 8  # attempts whose worker may vanish before the segment itself is suspected
+    base_delay_seconds: float = 5.0
+    max_delay_seconds: float = 300.0
+
+    def delay_after(self, failures: int) -> float:
+        """Seconds to wait after failure number `failures`, counted from 1: doubling, bounded."""
+        return min(self.base_delay_seconds * 2.0 ** max(failures - 1, 0), self.max_delay_seconds)
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What the ledger is told."""
+
+    event: Event
+    reason: str
+    failure: str  # class of the error, for reports and metrics
+    delay_seconds: float = 0.0
+    strike: bool = False  # held against the worker
+    counts: bool = False  # counts towards max_errors
+    smaller: bool = False  # the next attempt saves memory
+    replace_host: bool = False
+
+
+def classify(error: BaseException) -> str:
+    """One word for reports: input, memory, device, engine, media, room, stop or bug."""
+    kinds: tuple[tuple[type[BaseException], str], ...] = (
+        (InputError, "input"),
+        (OutOfMemory, "memory"),
+        (DeviceFault, "device"),
+        (MediaError, "media"),
+        (NotEnoughRoom, "room"),
+        (Interrupted, "stop"),
+    )
+    for kind, word in kinds:
+        if isinstance(error, kind):
+            return word
+    return "engine" if isinstance(error, FarmError) else "bug"
+
+
+def decide(error: BaseException, *, errors_before: int, was_smaller: bool, policy: RetryPolicy) -> Decision:
+    """What to do after `error` ended an attempt of a segment that had failed `errors_before` times already."""
+    failure = classify(error)
+    reason = str(error) or type(error).__name__
+    if failure == "stop":
+        return Decision(Event.INTERRUPT, reason, failure)
+    if failure == "room":
+        # The segment may go elsewhere at once; this worker does not claim again before it has room.
+        return Decision(Event.INTERRUPT, reason, failure)
+    if failure == "input":
+        return Decision(Event.FAIL, reason, failure)
+    replace = failure == "device"
+    if failure == "memory":
+        if was_smaller:
+            return Decision(Event.FAIL, f"{reason} (also with the memory-saving settings)", failure, counts=True)
+        return Decision(Event.RETRY, reason, failure, counts=True, smaller=True, replace_host=True)
+    if errors_before + 1 >= policy.max_errors:
+        spent = f"given up after {errors_before + 1} attempts; the last one: {reason}"
+        return Decision(Event.FAIL, spent, failure, strike=True, counts=True, replace_host=replace)
+    delay = policy.delay_after(errors_before + 1)
+    return Decision(Event.RETRY, reason, failure, delay, strike=True, counts=True, replace_host=replace)
