@@ -1,0 +1,215 @@
+"""What shows between the lips: cavity, tongue, lower teeth on the jaw, upper teeth on the skull.
+
+Where the portrait shows its own teeth they are the texture; otherwise teeth are drawn in the light of the face.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from workers.engines.preview.framing import FramedPortrait
+from workers.engines.preview.motion import Pose
+from workers.engines.preview.mouth import MouthGeometry, MouthShape
+from workers.engines.preview.shaping import Floats, blur_row, ease, luminance, median_row, smoothstep
+
+_CHEEKS_AND_CHIN = [50, 280, 205, 425, 199, 175, 101, 330]
+_LIPS = [0, 37, 267, 17, 84, 314, 91, 321]
+
+
+@dataclass(frozen=True)
+class InnerPatch:
+    """A drawn piece of the mouth's local grid."""
+
+    row: int  # of its first row in the local grid
+    column: int
+    colour: Floats  # [rows, columns, 3], BGR 0..255
+    cover: Floats  # [rows, columns], 0..1
+
+
+@dataclass(frozen=True)
+class _Palette:
+    """Colours taken from the portrait, BGR."""
+
+    cavity: Floats
+    seam: Floats  # the line where closed lips meet
+    tooth: Floats
+    tongue: Floats
+
+
+@dataclass(frozen=True)
+class _OwnTeeth:
+    """The portrait's teeth."""
+
+    texture: Floats  # [rows, columns, 3] of the local grid
+    edge: Floats  # v of their lower edge over the columns
+    colour: Floats
+
+
+class InnerMouth:
+    """Draws the inside of one person's mouth."""
+
+    def __init__(self, portrait: FramedPortrait, geometry: MouthGeometry) -> None:
+        self._geometry = geometry
+        skin, lips = _colour_at(portrait, _CHEEKS_AND_CHIN), _colour_at(portrait, _LIPS)
+        self._palette = _palette(skin, lips)
+        self._own = _find_teeth(portrait, geometry, float(luminance(skin))) if geometry.parted else None
+        self._tooth = self._own.colour if self._own else self._palette.tooth
+
+    def draw(self, pose: Pose, shape: MouthShape) -> InnerPatch | None:
+        """The inside for one frame, or nothing when the lips are closed."""
+        g = self._geometry
+        if shape.opening <= 0.35 and not g.parted:
+            return None
+        first = int(np.searchsorted(shape.columns, g.inner[0] - 1))
+        last = int(np.searchsorted(shape.columns, g.inner[1] + 1))
+        if last - first < 4:
+            return None
+        upper, lower = shape.upper[first:last], shape.lower[first:last]
+        top = max(0, int(upper.min() - g.v[0]) - 3)
+        bottom = min(len(g.v), int(lower.max() - g.v[0]) + 4)
+        if bottom - top < 2:
+            return None
+
+        v = g.v[top:bottom, None]
+        upper, lower, columns = upper[None], lower[None], shape.columns[first:last]
+        across = np.clip((columns - np.float32(g.centre)) / np.float32(g.half), -1, 1)[None]
+        gap = np.maximum(lower - upper, np.float32(1e-3))
+        cover = np.clip(v - upper + 0.6, 0, 1) * np.clip(lower - v + 0.6, 0, 1) * np.clip((gap - 0.25) / 0.9, 0, 1)
+
+        depth = np.clip((v - upper) / gap, 0, 1)
+        colour = self._cavity(across, depth)
+        colour = self._add_tongue(colour, pose, shape, v, lower, across, depth)
+        colour = self._add_lower_teeth(colour, pose, shape, v, lower, across)
+        if self._own:
+            colour = self._add_own_teeth(colour, self._own, v, upper, across, columns)
+        else:
+            colour = self._add_drawn_teeth(colour, shape, v, upper, across, columns)
+        if g.parted:
+            colour, cover = self._close_seam(colour, cover, v, upper, lower, across, gap)
+        shadow = 0.62 + 0.38 * smoothstep(-0.5, 0.07 * g.half, v - upper)  # of the upper lip
+        return InnerPatch(
+            row=top,
+            column=first,
+            colour=np.clip(colour * shadow[..., None], 0, 255).astype(np.float32),
+            cover=cover.astype(np.float32),
+        )
+
+    @property
+    def _soft(self) -> float:
+        """Width of soft edges, pixels."""
+        return max(1.0, 0.035 * self._geometry.half)
+
+    def _cavity(self, across: Floats, depth: Floats) -> Floats:
+        sides = 1.05 - 0.35 * np.abs(across)[..., None]
+        glow = 0.75 + 0.5 * np.exp(-(((depth - 0.75) / 0.3) ** 2))
+        return self._palette.cavity * sides * glow[..., None]
+
+    def _add_tongue(
+        self, colour: Floats, pose: Pose, shape: MouthShape, v: Floats, lower: Floats, across: Floats, depth: Floats
+    ) -> Floats:
+        """It rises for l, n, t and d and lies low otherwise."""
+        half, soft = self._geometry.half, self._soft
+        top = lower - (0.10 + 0.16 * pose.tongue) * half - 0.18 * shape.opening
+        share = smoothstep(-2.2 * soft, 2.2 * soft, v - top) * (1 - smoothstep(0.45, 0.75, np.abs(across)))
+        share = share * (0.85 * ease(0.10 * half, 0.30 * half, shape.opening))
+        return _mix(colour, self._palette.tongue * (0.55 + 0.35 * depth[..., None]), share)
+
+    def _add_lower_teeth(
+        self, colour: Floats, pose: Pose, shape: MouthShape, v: Floats, lower: Floats, across: Floats
+    ) -> Floats:
+        half, soft = self._geometry.half, self._soft
+        height = (0.045 + 0.05 * pose.teeth + 0.03 * max(0.0, shape.spread)) * half * (1 - 0.8 * shape.rounding)
+        edge = lower - height * (1 - np.abs(across) ** 2.2)
+        share = smoothstep(-0.5 * soft, 0.5 * soft, v - edge) * (1 - smoothstep(0.45, 0.72, np.abs(across)))
+        share = share * ((0.30 + 0.45 * pose.teeth) * ease(0.03 * half, 0.12 * half, shape.opening))
+        return _mix(colour, self._tooth * 0.66, share * (1 - 0.7 * shape.rounding))
+
+    def _add_own_teeth(
+        self, colour: Floats, own: _OwnTeeth, v: Floats, upper: Floats, across: Floats, columns: Floats
+    ) -> Floats:
+        g, soft = self._geometry, self._soft
+        rows, width = len(v), len(columns)
+        at_u = np.broadcast_to((columns - g.u[0]).astype(np.float32), (rows, width))
+        at_v = np.broadcast_to((v - g.v[0]).astype(np.float32), (rows, width))
+        texture = cv2.remap(own.texture, at_u, at_v, cv2.INTER_LINEAR)
+        gum = np.interp(columns, g.u, g.lines.upper_inner)[None]
+        lip = np.interp(columns, g.u, g.lines.lower_inner)[None]
+        edge = np.minimum(np.interp(columns, g.u, own.edge)[None], lip - 0.02 * g.half)
+        begun = smoothstep(-0.3 * soft, 0.8 * soft, v - gum + 0.01 * g.half)
+        share = begun * (1 - smoothstep(-soft, 0.6 * soft, v - edge))
+        # Above the part of the teeth that the portrait shows, more tooth appears when the upper lip rises.
+        above = (1 - begun) * (1 - smoothstep(0.5, 0.8, np.abs(across)))
+        colour = _mix(_mix(colour, self._tooth * 0.82, above), texture, share)
+        return colour * (0.72 + 0.28 * smoothstep(0, 0.10 * g.half, v - upper))[..., None]
+
+    def _add_drawn_teeth(
+        self, colour: Floats, shape: MouthShape, v: Floats, upper: Floats, across: Floats, columns: Floats
+    ) -> Floats:
+        g, soft = self._geometry, self._soft
+        half = g.half
+        edge = np.interp(columns, g.u, g.lines.upper_inner)[None] - 0.085 * half * across**2
+        edge = edge + (0.125 + 0.03 * max(0.0, shape.spread) - 0.03 * shape.rounding) * half
+        share = (1 - smoothstep(-0.75 * soft, 0.75 * soft, v - edge)) * (1 - smoothstep(0.50, 0.86, np.abs(across)))
+        share = share * (0.60 + 0.34 * ease(0.05 * half, 0.20 * half, shape.opening))
+        # Thin darker lines between the teeth, only where the mouth is large enough to show them.
+        between = np.abs((across / 0.205 + 0.5) % 1 - 0.5)
+        lines = 1 - 0.10 * np.exp(-((between / 0.10) ** 2)) * ease(18, 45, half)
+        light = (0.50 + 0.50 * smoothstep(-0.01 * half, 0.13 * half, v - upper)) * (1 - 0.42 * np.abs(across) ** 1.5)
+        light = light * lines * (0.88 + 0.06 * shape.talk)
+        return _mix(colour, self._tooth * light[..., None], share)
+
+    def _close_seam(
+        self, colour: Floats, cover: Floats, v: Floats, upper: Floats, lower: Floats, across: Floats, gap: Floats
+    ) -> tuple[Floats, Floats]:
+        """Lips that the photo shows apart were never seen meeting: a drawn line hides the join."""
+        width = 0.022 * self._geometry.half + 0.5
+        seam = np.exp(-(((v - (upper + lower) / 2) / np.maximum(width, 0.5 * gap + 0.6 * width)) ** 4))
+        seam = seam * (1 - smoothstep(1.0, 3.2, gap)) * (1 - smoothstep(0.9, 1.02, np.abs(across))) * 0.9
+        joint = seam + cover * (1 - seam)
+        return _mix(colour, self._palette.seam, seam / np.maximum(joint, 1e-4)), joint
+
+
+def _mix(under: Floats, over: Floats, share: Floats) -> Floats:
+    share = share[..., None]
+    return under * (1 - share) + over * share
+
+
+def _colour_at(portrait: FramedPortrait, landmarks: list[int]) -> Floats:
+    """Median BGR at some landmarks."""
+    width, height = portrait.size
+    x = np.clip(portrait.points[landmarks, 0], 0, width - 1).astype(int)
+    y = np.clip(portrait.points[landmarks, 1], 0, height - 1).astype(int)
+    return np.median(portrait.image[y, x], axis=0).astype(np.float32)
+
+
+def _palette(skin: Floats, lips: Floats) -> _Palette:
+    light = float(luminance(skin))
+    tint = skin / max(1.0, light)
+    enamel = np.array([0.87, 0.895, 0.95], np.float32) * (0.40 * tint + 0.60) * min(228.0, 1.02 * light + 14)
+    flesh = np.array([70, 68, 128], np.float32) * (0.75 * light / 255)
+    return _Palette(
+        cavity=lips * np.array([0.16, 0.15, 0.24], np.float32),
+        seam=lips * np.array([0.50, 0.48, 0.58], np.float32),
+        tooth=np.clip(enamel, 0, 240).astype(np.float32),
+        tongue=(0.35 * lips + flesh).astype(np.float32),
+    )
+
+
+def _find_teeth(portrait: FramedPortrait, geometry: MouthGeometry, skin_light: float) -> _OwnTeeth | None:
+    """The portrait's own teeth: pale, bright pixels between the lips."""
+    g = geometry
+    local = cv2.remap(portrait.image, *g.axes.picture_grid(g.u, g.v), cv2.INTER_CUBIC)
+    row = g.v[:, None]
+    inside = (row > g.lines.upper_inner + 0.02 * g.half) & (row < g.lines.lower_inner - 0.02 * g.half)
+    saturation = cv2.cvtColor(local, cv2.COLOR_BGR2HSV)[..., 1]
+    teeth = inside & (saturation < 110) & (luminance(local) > 0.62 * skin_light)
+    if teeth.sum() <= 0.18 * max(1, inside.sum()):
+        return None
+    shown = teeth.any(axis=0)
+    lowest = g.v[::-1][np.argmax(teeth[::-1], axis=0)]
+    edge = blur_row(median_row(np.interp(g.u, g.u[shown], lowest[shown]), 0.3 * g.half), 0.12 * g.half)
+    colour = np.clip(np.percentile(local[teeth], 65, axis=0), 0, 245).astype(np.float32)
+    return _OwnTeeth(local.astype(np.float32), edge, colour)

@@ -1,0 +1,302 @@
+"""The mouth: its lines in the portrait, and how they move.
+
+In a frame along the lips every column has seven knots: nose base, outer and inner edge of the upper lip, inner and
+outer edge of the lower lip, chin, neck.  A pose moves the knots; between them the picture is stretched linearly.  The
+backward map (where each pixel comes from) is therefore exact and always invertible, without iterations.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from workers.engines.preview.axes import Axes
+from workers.engines.preview.framing import CHIN, FramedPortrait
+from workers.engines.preview.motion import Pose
+from workers.engines.preview.shaping import (
+    Floats,
+    blur_row,
+    ease,
+    luminance,
+    median_row,
+    smoothstep,
+    through_points,
+)
+
+RIGHT_CORNER, LEFT_CORNER = 61, 291
+_NOSE_BASE = 2
+_INNER_CORNERS = (78, 308)
+_UPPER_INNER = [78, 191, 80, 81, 82, 13, 312, 311, 310, 415, 308]
+_LOWER_INNER = [78, 95, 88, 178, 87, 14, 317, 402, 318, 324, 308]
+_UPPER_OUTER = [61, 185, 40, 39, 37, 0, 267, 269, 270, 409, 291]
+_LOWER_OUTER = [61, 146, 91, 181, 84, 17, 314, 405, 321, 375, 291]
+_JAW = [132, 58, 172, 136, 150, 149, 176, 148, 152, 377, 400, 378, 379, 365, 397, 288, 361]
+
+_PARTED = 0.16  # a gap of this share of the mouth's half width counts as a portrait with parted lips
+
+
+@dataclass(frozen=True)
+class MouthLines:
+    """Lines of the mouth in local coordinates; each a curve over the columns u."""
+
+    nose: Floats
+    upper_outer: Floats
+    upper_inner: Floats
+    lower_inner: Floats
+    lower_outer: Floats
+    chin: Floats
+    neck: Floats
+
+    def at(self, columns: Floats, u: Floats) -> MouthLines:
+        """The lines read at other columns."""
+        return MouthLines(*(np.interp(columns, u, line).astype(np.float32) for line in vars(self).values()))
+
+
+@dataclass(frozen=True)
+class MouthGeometry:
+    """The mouth as the portrait shows it."""
+
+    axes: Axes  # u along the lips, origin between the corners
+    half: float  # half the distance of the corners, pixels
+    u: Floats  # columns of the local grid
+    v: Floats  # rows
+    lines: MouthLines
+    centre: float  # u between the corners
+    inner: tuple[float, float]  # u of the inner corners
+    reach: tuple[float, float]  # distance from the centre to the jaw's edge on either side, in halves
+    gap: float  # between the lips in the portrait, pixels
+    parted: bool  # the portrait shows parted lips
+
+    @property
+    def across(self) -> Floats:
+        """Columns in halves from the centre; the corners are at -1 and 1."""
+        return (self.u - self.centre) / np.float32(self.half)
+
+
+@dataclass(frozen=True)
+class MouthShape:
+    """One frame's mouth."""
+
+    displacement: Floats  # [rows, columns, 2]: du, dv from a pixel to where it comes from
+    opening: float  # of the lips at the centre, pixels
+    jaw: float  # by how much the jaw is lower than in the portrait, pixels
+    columns: Floats  # u in the portrait that each column shows
+    upper: Floats  # moved inner edge of the upper lip
+    lower: Floats  # moved inner edge of the lower lip
+    talk: float  # 0 at rest, 1 in speech
+    rounding: float
+    spread: float
+
+
+def measure_mouth(portrait: FramedPortrait) -> MouthGeometry:
+    """Find the mouth's lines in the landmarks; where teeth show, sharpen the lip edges by their colour."""
+    flat = portrait.points[:, :2]
+    origin = (flat[RIGHT_CORNER] + flat[LEFT_CORNER]) / 2
+    axes = Axes.along(flat[33], flat[263], origin)
+    local = axes.to_local(flat)
+    half = float(local[LEFT_CORNER, 0] - local[RIGHT_CORNER, 0]) / 2
+    if half < 4:
+        half = 4.0
+    centre = float(local[RIGHT_CORNER, 0] + local[LEFT_CORNER, 0]) / 2
+    jaw_left, jaw_right = float(local[_JAW, 0].min()), float(local[_JAW, 0].max())
+    nose_base, chin = 0.80 * float(local[_NOSE_BASE, 1]), float(local[CHIN, 1])
+
+    u = np.arange(int(1.08 * jaw_left), int(1.08 * jaw_right) + 1, dtype=np.float32)
+    v = np.arange(int(nose_base - 1.5 * half), int(chin + 1.25 * half) + 1, dtype=np.float32)
+    upper_inner, lower_inner = through_points(local[_UPPER_INNER], u), through_points(local[_LOWER_INNER], u)
+    lower_inner = np.maximum(lower_inner, upper_inner)  # the landmarks of closed lips may cross
+    upper_outer = np.minimum(through_points(local[_UPPER_OUTER], u), upper_inner - 0.01)
+    lower_outer = np.maximum(through_points(local[_LOWER_OUTER], u), lower_inner + 0.01)
+    near_centre = np.abs(u - centre) < 0.3 * half
+    if float(np.median((lower_inner - upper_inner)[near_centre])) > _PARTED * half:
+        upper_inner, lower_inner = _follow_teeth(
+            portrait, axes, (u, v), (upper_outer, upper_inner, lower_inner, lower_outer), half
+        )
+
+    soft = max(0.5, 0.03 * half)
+    upper_outer, upper_inner, lower_inner, lower_outer = (
+        blur_row(line, soft) for line in (upper_outer, upper_inner, lower_inner, lower_outer)
+    )
+    chin_line = blur_row(np.maximum(through_points(local[_JAW], u), lower_outer + 0.25 * half), 0.2 * half)
+    nose = np.minimum(np.full_like(u, nose_base), upper_outer - 0.12 * half)
+    lines = MouthLines(nose, upper_outer, upper_inner, lower_inner, lower_outer, chin_line, chin_line + 1.15 * half)
+    gap = float(np.median(np.maximum(lower_inner - upper_inner, 0)[near_centre]))
+    return MouthGeometry(
+        axes=axes,
+        half=half,
+        u=u,
+        v=v,
+        lines=lines,
+        centre=centre,
+        inner=(float(local[_INNER_CORNERS[0], 0]), float(local[_INNER_CORNERS[1], 0])),
+        reach=(_bounded((centre - jaw_left) / half), _bounded((jaw_right - centre) / half)),
+        gap=gap,
+        parted=gap > _PARTED * half,
+    )
+
+
+def _bounded(reach: float) -> float:
+    return min(2.5, max(1.35, reach))
+
+
+def _follow_teeth(
+    portrait: FramedPortrait,
+    axes: Axes,
+    grid: tuple[Floats, Floats],
+    lines: tuple[Floats, Floats, Floats, Floats],
+    half: float,
+) -> tuple[Floats, Floats]:
+    """Inner lip edges moved outwards to the teeth that show beyond them.
+
+    The mesh smooths a grin; its lip edges may cut into the teeth, and teeth would then be moved as if they were lip.
+    """
+    (u, v), (upper_outer, upper_inner, lower_inner, lower_outer) = grid, lines
+    local = cv2.remap(portrait.image, *axes.picture_grid(u, v), cv2.INTER_LINEAR)
+    saturation = cv2.cvtColor(local, cv2.COLOR_BGR2HSV)[..., 1].astype(np.float32)
+    light = luminance(local)
+    row, column = v[:, None], u[None]
+    core = (row > upper_inner) & (row < lower_inner)
+    if core.sum() < 30:
+        return upper_inner, lower_inner
+    lips = (row < upper_inner - 0.02 * half) & (row > upper_outer)
+    lips |= (row > lower_inner + 0.02 * half) & (row < lower_outer)
+    lips &= np.abs(column) < half
+    if not lips.any():
+        return upper_inner, lower_inner
+    zone = (row > upper_inner - 0.10 * half) & (row < lower_inner + 0.12 * half)
+    zone &= row > upper_outer + 0.25 * (upper_inner - upper_outer)
+    zone &= row < lower_outer - 0.25 * (lower_outer - lower_inner)
+    pale = 0.55 * np.median(saturation[lips]) + 0.45 * np.percentile(saturation[core], 30)
+    teeth = (zone & (light > 0.62 * np.percentile(light[core], 80)) & (saturation < pale)).astype(np.uint8)
+    teeth = cv2.morphologyEx(teeth, cv2.MORPH_OPEN, np.ones((3, 3), np.uint8)).astype(bool)
+    if teeth.sum() < 0.15 * core.sum():
+        return upper_inner, lower_inner
+    shown = teeth.any(axis=0) & (np.abs(u) < half)
+    above = np.where(shown, v[np.argmax(teeth, axis=0)] - 1.2 - upper_inner, 0)
+    below = np.where(shown, v[::-1][np.argmax(teeth[::-1], axis=0)] + 1.4 - lower_inner, 0)
+
+    def steady(shift: Floats) -> Floats:
+        return blur_row(median_row(shift, 0.22 * half), 0.08 * half)
+
+    upper = upper_inner + np.clip(steady(np.minimum(above, 0)), -0.08 * half, 0)
+    lower = lower_inner + np.clip(steady(np.maximum(below, 0)), 0, 0.06 * half)
+    return upper.astype(np.float32), lower.astype(np.float32)
+
+
+class MouthWarp:
+    """Moves a mouth.  `strength` scales how far it opens and the lips travel."""
+
+    def __init__(self, geometry: MouthGeometry, strength: float) -> None:
+        self.geometry = geometry
+        self._strength = strength
+        g, t, (left, right) = geometry, geometry.across, geometry.reach
+        share = np.clip(np.where(t < 0, -t / left, t / right) * 0.98, 0, 1)
+        self._chin_share = (np.cos(share * math.pi / 2) ** 2).astype(np.float32)
+        # Movements fade out towards the cheeks, the nose and the neck.
+        self._sides = (1 - smoothstep(0.86, 1.04, np.where(t < 0, -t / left, t / right))).astype(np.float32)[None]
+        far = np.exp(-((np.abs(g.v - 0.05 * g.half) / (0.95 * g.half)) ** 2.2))
+        self._rows = (far * smoothstep(g.v[0], g.v[0] + 0.5 * g.half, g.v)).astype(np.float32)[:, None]
+
+    def shape(self, pose: Pose) -> MouthShape:
+        """The mouth of one pose."""
+        g, gain = self.geometry, self._strength
+        half = g.half
+        closing = ease(0.17, 0.45, pose.close)
+        talk = ease(0.15, 0.5, pose.talk)
+        rounding, spread = pose.round * talk, (pose.wide - 0.35) * talk
+        opening = self._opening(pose, closing, talk)
+
+        columns = self._source_columns(1 + 0.11 * spread * gain - 0.27 * rounding * gain * (1 - 0.3 * closing))
+        source = g.lines.at(columns, g.u)
+        across = (columns - np.float32(g.centre)) / np.float32(half)
+        distance = np.abs(across)
+
+        profile = self._profile(columns, pose.open, rounding)
+        change = opening * profile - np.maximum(source.lower_inner - source.upper_inner, 0)
+        # Opening lowers the lower lip most; closing brings both lips together.
+        upper_share = np.where(change > 0, np.float32(0.20), np.float32(0.38))
+        lower_share = 1 - upper_share
+        jaw = max(0.0, opening - 0.6 * g.gap) * 0.72
+        corner = np.where(distance > 0.8, np.exp(-(((distance - 1) / 0.7) ** 2)), 1) * (0.22 * jaw)
+        corner = corner * np.clip(distance, 0, 1) ** 2
+        belly = smoothstep(0, 0.55, np.clip(1 - distance, 0, 1))
+        lift = (0.035 * half * pose.tuck * talk + 0.02 * half * spread) * belly
+        press, pucker = 0.05 * half * closing * belly, 0.055 * half * rounding * gain * belly
+        tuck = 0.075 * half * pose.tuck * talk * belly
+
+        upper_inner = source.upper_inner - upper_share * change - lift + corner
+        lower_inner = source.lower_inner + lower_share * change + corner - 0.5 * tuck
+        upper_outer = source.upper_outer - 0.75 * upper_share * change - 0.9 * lift + corner + press - pucker
+        follow = np.where(change > 0, np.float32(0.93), np.float32(0.55))
+        lower_outer = source.lower_outer + lower_share * change * follow + corner - press + pucker - tuck
+        chin = source.chin + (jaw + min(0.0, opening - g.gap) * 0.30) * self._chin_share
+        # Lips keep some thickness, and no line crosses its neighbour.
+        upper_outer = np.minimum(upper_outer, upper_inner - 0.35 * (source.upper_inner - source.upper_outer))
+        lower_outer = np.maximum(lower_outer, lower_inner + 0.35 * (source.lower_outer - source.lower_inner))
+        chin = np.maximum(chin, lower_outer + 0.4 * (source.chin - source.lower_outer))
+
+        moved = MouthLines(source.nose, upper_outer, upper_inner, lower_inner, lower_outer, chin, source.neck)
+        down = cv2.GaussianBlur(_stretch(g.v, moved, source), (0, 0), max(0.5, 0.022 * half)) * self._sides
+        along = (columns - g.u)[None] * self._rows
+        return MouthShape(
+            displacement=np.dstack([along, down]).astype(np.float32),
+            opening=opening,
+            jaw=jaw,
+            columns=columns,
+            upper=upper_inner.astype(np.float32),
+            lower=lower_inner.astype(np.float32),
+            talk=talk,
+            rounding=rounding,
+            spread=spread,
+        )
+
+    def _opening(self, pose: Pose, closing: float, talk: float) -> float:
+        """Distance of the lips at the centre, in pixels."""
+        g, gain = self.geometry, self._strength
+        apart = 1 - closing
+        wanted = 0.56 * gain * max(0.0, pose.open - 0.05) ** 1.05 * (0.72 + 0.4 * pose.level) * talk
+        opening = g.half * max(wanted, gain * (0.085 * pose.teeth + 0.09 * pose.tuck) * talk) * apart
+        if not g.parted:
+            return opening + (1 - talk) * apart * min(g.gap, 0.04 * g.half) + talk * apart * min(g.gap, 0.03 * g.half)
+        # A portrait with parted lips keeps them nearly together in short pauses and relaxes to its smile in long ones.
+        resting = g.gap * (0.16 + 0.40 * ease(0.8, 2.4, pose.rest_seconds))
+        opening += 0.45 * g.gap * min(1.0, 1.3 * pose.open) * talk * apart
+        return opening + (1 - talk) * apart * resting + talk * apart * min(g.gap, 0.03 * g.half)
+
+    def _source_columns(self, stretch: float) -> Floats:
+        """u in the portrait that each column shows, when the corners stand `stretch` times as far apart."""
+        g, t, (left, right) = self.geometry, self.geometry.across, self.geometry.reach
+        stretch = min(1.14, max(0.68, stretch))
+        cheek_left, cheek_right = 1 + (left - 1) * 0.45, 1 + (right - 1) * 0.45
+        cheek_shift = (stretch - 1) * 0.42
+        moved = [-left, -cheek_left - cheek_shift, -stretch, 0, stretch, cheek_right + cheek_shift, right]
+        fixed = [-left, -cheek_left, -1, 0, 1, cheek_right, right]
+        source = np.where((t > -left) & (t < right), np.interp(t, moved, fixed), t)
+        return g.u + blur_row((source - t) * g.half, 0.14 * g.half)
+
+    def _profile(self, columns: Floats, opened: float, rounding: float) -> Floats:
+        """The opening along the lips, 1 at the centre, 0 at the inner corners: a lens, rounder for o and u."""
+        left, right = self.geometry.inner
+        t = np.clip(np.abs((columns - (left + right) / 2) / ((right - left) / 2)), 0, 1)
+        power = 2.0 + 0.8 * max(0.0, opened - 0.45) + 0.9 * rounding
+        lens = np.maximum(0, 1 - t**power)
+        round_shape = np.sqrt(np.maximum(0, 1 - t * t))
+        return (lens * (1 - 0.25 * rounding) + 0.25 * rounding * round_shape).astype(np.float32)
+
+
+def _stretch(v: Floats, moved: MouthLines, source: MouthLines) -> Floats:
+    """dv [rows, columns] of the map that is linear between each column's knots and still outside them.
+
+    Written as a sum of ramps: each segment adds its own stretch to the rows inside it and passes its whole change on.
+    """
+    rows = v[:, None]
+    to, back = [np.asarray(line, np.float32) for line in vars(moved).values()], list(vars(source).values())
+    result = np.zeros((len(v), len(to[0])), np.float32)
+    for d0, d1, s0, s1 in zip(to, to[1:], back, back[1:], strict=False):
+        length = np.maximum(d1 - d0, np.float32(1e-2))
+        slope = (s1 - s0) / length - 1
+        result += np.clip(rows - d0, 0, length) * slope
+    return result
