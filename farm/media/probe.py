@@ -85,7 +85,9 @@ def probe_image(path: Path) -> ImageInfo:
     except PermissionError:
         raise InputError(f"{path} may not be read by this user.") from None
     except Image.DecompressionBombError:
-        raise InputError(f"{path} has too many pixels; the limit is {MAX_PICTURE_PIXELS // 1_000_000} million.") from None
+        raise InputError(
+            f"{path} has too many pixels; the limit is {MAX_PICTURE_PIXELS // 1_000_000} million."
+        ) from None
     except (OSError, SyntaxError, ValueError, KeyError, IndexError, TypeError) as error:  # Pillow on damaged headers
         raise InputError(f"{path} is a damaged picture ({_reason(error)}).") from None
     if width * height > MAX_PICTURE_PIXELS:

@@ -1,0 +1,205 @@
+"""Join segments and sound into the film.
+
+The video is copied packet by packet; the sound is encoded once, over the whole film.  Two processes run: the decoder
+of `farm.media.decode`, and the joiner, which reads the decoded sound from a pipe.  Between them this module counts
+samples, so the sound ends with the last frame to the sample, and nothing depends on a time stamp of the source.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import struct
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import ffmpeg
+import numpy as np
+
+from farm.errors import MediaError
+from farm.media.command import locate, raw_input, to_argv
+from farm.media.decode import MEMORY_LIMIT_BYTES, native_sound, silence_what_is_no_number
+from farm.media.probe import SegmentInfo, probe_segment
+from farm.media.profile import EncoderProfile
+from farm.media.run import MIB, Child, enlarge_pipe
+
+TIMEOUT_SECONDS = 3600.0
+FILM_RATES = (44_100, 48_000)  # Hz, kept as they are; everything else becomes 48 kHz, which every player takes
+FRAMES_OF_TOLERANCE = 2  # another ffmpeg may cut an AAC's padding elsewhere; more than that is another sound
+AU_HEADER = struct.Struct(">4s5I")
+
+
+def assemble(
+    segments: Sequence[Path],
+    audio_source: Path,
+    out_staging: Path,
+    *,
+    frames: int,
+    profile: EncoderProfile,
+    audio_bitrate: int = 160_000,
+    metadata: Mapping[str, str] | None = None,
+    timeout_seconds: float = TIMEOUT_SECONDS,
+) -> None:
+    """Write the film of `frames` frames to `out_staging` as MP4 with its index in front.
+
+    `segments` are in order and must have been encoded with `profile`; `audio_source` is the user's own file.  The sound
+    is filled up with silence to the end of the last frame, which is less than a frame.  `metadata` are MP4 tags such
+    as title and comment.
+
+    Raises MediaError when a segment does not fit the others (the message names it), when the counts of frames or
+    samples are not those that were planned, or when ffmpeg fails; NotEnoughRoom when the disk is full.
+    """
+    counts = _check_segments(segments, frames, profile)
+    length = Fraction(frames) / Fraction(*profile.fps)
+    with tempfile.TemporaryDirectory(prefix="farm-join-") as scratch, contextlib.ExitStack() as stack:
+        script = _write_script(Path(scratch), segments, counts, Fraction(*profile.fps))
+        decoder = stack.enter_context(
+            Child(
+                sound_argv(audio_source),
+                timeout_seconds=timeout_seconds,
+                stdout=subprocess.PIPE,
+                memory_limit_bytes=MEMORY_LIMIT_BYTES,
+            )
+        )
+        enlarge_pipe(decoder.stdout.fileno())
+        header = _read_header(decoder)
+        argv = join_argv(script, header, out_staging, profile, audio_bitrate, metadata or {})
+        joiner = stack.enter_context(Child(argv, timeout_seconds=timeout_seconds, stdin=subprocess.PIPE))
+        enlarge_pipe(joiner.stdin.fileno())
+        wanted = -(-length * header.rate // 1)
+        try:
+            decoded = _pump(decoder, joiner, header.channels, int(wanted), _tolerance(profile, header.rate))
+        except BrokenPipeError:
+            joiner.finish()
+            raise joiner.failure() from None
+        if decoder.timed_out:
+            raise decoder.failure()
+        if abs(Fraction(decoded, header.rate) - length) >= (FRAMES_OF_TOLERANCE + 1) / Fraction(*profile.fps):
+            joiner.kill()
+            said = f"the sound of {audio_source} has {decoded / header.rate:.3f} s, the film {float(length):.3f} s"
+            raise MediaError(decoder.argv, 0, said)
+        joiner.finish()
+
+
+def sound_argv(source: Path) -> list[str]:
+    """Decode `source` to stdout as an AU stream of float32: mono stays mono, anything wider becomes stereo."""
+    options = {"af": "aformat=channel_layouts=mono|stereo", "acodec": "pcm_f32be", "f": "au"}
+    return to_argv(ffmpeg.output(native_sound(source), "pipe:1", **options))
+
+
+def join_argv(
+    script: Path,
+    sound: _SoundHeader,
+    out: Path,
+    profile: EncoderProfile,
+    audio_bitrate: int,
+    metadata: Mapping[str, str],
+) -> list[str]:
+    """Copy the segments of `script` and encode the sound from stdin into `out`."""
+    joined = ffmpeg.input(
+        locate(script),
+        f="concat",
+        auto_convert=0,  # equal parameter sets stay in the header, in place of a copy in front of every GOP
+        protocol_whitelist="file",
+        format_whitelist="concat,mov,mp4",
+    )
+    speech = raw_input(0, f="f32be", ar=sound.rate, ac=sound.channels)
+    options = {
+        "f": "mp4",
+        "c:v": "copy",
+        "c:a": "aac",
+        "b:a": audio_bitrate,
+        "ar": sound.rate if sound.rate in FILM_RATES else FILM_RATES[-1],
+        "movflags": "+faststart",
+        "video_track_timescale": profile.video_track_timescale,
+        "map_metadata": -1,
+        "metadata": [f"{key}={value}" for key, value in sorted(metadata.items())],
+    }
+    return to_argv(ffmpeg.output(joined["v:0"], speech["a:0"], locate(out), **options))
+
+
+@dataclass(frozen=True, slots=True)
+class _SoundHeader:
+    rate: int
+    channels: int
+
+
+def _check_segments(segments: Sequence[Path], frames: int, profile: EncoderProfile) -> list[int]:
+    """Frames of each segment.  Raises MediaError naming the first that cannot be copied next to the others."""
+    if not segments:
+        raise MediaError(["join"], 0, "there are no segments to join")
+    infos = [probe_segment(path) for path in segments]
+    for path, info in zip(segments, infos, strict=True):
+        for what, found, wanted in _compared(info, infos[0], profile):
+            if found != wanted:
+                raise MediaError(["join"], 0, f"segment {path} has another {what}: {found} where {wanted} is needed")
+    counts = [info.frames for info in infos]
+    if sum(counts) != frames:
+        raise MediaError(["join"], 0, f"the segments hold {sum(counts)} frames where the film has {frames}")
+    return counts
+
+
+def _compared(info: SegmentInfo, first: SegmentInfo, profile: EncoderProfile) -> Iterator[tuple[str, object, object]]:
+    yield "size", (info.width, info.height), (profile.width, profile.height)
+    yield "time base", info.time_base, (1, profile.video_track_timescale)
+    yield "pixel format", info.pix_fmt, profile.pix_fmt
+    yield "encoder header", info.extradata_sha1, first.extradata_sha1
+
+
+def _write_script(scratch: Path, segments: Sequence[Path], counts: Sequence[int], fps: Fraction) -> Path:
+    """A concat script whose durations come from frame numbers.
+
+    Each length is the difference of two rounded absolute times, so rounding to microseconds never adds up.  Links with
+    plain names stand in for the segments, because a script cannot quote every path (a line break, for one).
+    """
+    lines = ["ffconcat version 1.0"]
+    frame = begin = 0
+    for number, (path, count) in enumerate(zip(segments, counts, strict=True)):
+        name = f"{number:06}.mp4"
+        (scratch / name).symlink_to(path.absolute())
+        frame += count
+        end = round(frame / fps * 1_000_000)
+        lines += [f"file {name}", f"duration {(end - begin) // 1_000_000}.{(end - begin) % 1_000_000:06}"]
+        begin = end
+    script = scratch / "join.ffconcat"
+    script.write_text("\n".join(lines) + "\n")
+    return script
+
+
+def _read_header(decoder: Child) -> _SoundHeader:
+    head = decoder.stdout.read(AU_HEADER.size)
+    if len(head) < AU_HEADER.size:
+        decoder.finish()
+        raise MediaError(decoder.argv, 0, "the sound cannot be decoded any more")
+    _, offset, _, _, rate, channels = AU_HEADER.unpack(head)
+    decoder.stdout.read(offset - AU_HEADER.size)
+    return _SoundHeader(rate, channels)
+
+
+def _pump(decoder: Child, joiner: Child, channels: int, wanted: int, tolerance: int) -> int:
+    """Pass sound on, padded or cut to `wanted` samples per channel; return how many the source has.
+
+    Stops reading at `tolerance` samples too many: the caller refuses the sound anyway.
+    """
+    sample_bytes = 4 * channels
+    decoded = 0
+    while decoded <= wanted + tolerance:
+        data = decoder.stdout.read(MIB - MIB % sample_bytes)
+        if not data:
+            break
+        room = max(0, wanted - decoded)
+        decoded += len(data) // sample_bytes
+        sound, wrong = silence_what_is_no_number(np.frombuffer(data, ">f4"))
+        piece = sound.astype(">f4").tobytes() if wrong else data
+        joiner.stdin.write(piece[: room * sample_bytes])
+    silence = max(0, wanted - decoded) if decoded + tolerance > wanted else 0
+    joiner.stdin.write(bytes(silence * sample_bytes))
+    joiner.stdin.close()
+    return decoded
+
+
+def _tolerance(profile: EncoderProfile, rate: int) -> int:
+    return int((FRAMES_OF_TOLERANCE + 1) * rate / Fraction(*profile.fps)) + 1
