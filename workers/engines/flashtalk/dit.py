@@ -1,0 +1,340 @@
+"""The diffusion transformer: 40 blocks of self-attention, attention to text and portrait, attention to speech, FFN.
+
+What stays the same is computed once: modulations for each noise level per process, the text's and the portrait's keys
+per film, the speech's per chunk.  Two exact rewritings save work:
+
+* The rows that pad the prompt to 512 tokens are equal, so they are one key whose score gains the log of their count.
+* A latent frame hears only 32 speech tokens.  Its scores are c (Wq^T k) and its result is p (v Wo), so the two
+  5120 x 5120 products per token become products with 1280 columns, after folding Wq and Wo into the tokens per chunk.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+from workers.engines.flashtalk import ops
+from workers.engines.flashtalk.attention import Attend
+from workers.engines.flashtalk.geometry import DitConfig, Geometry
+from workers.engines.flashtalk.linears import Form, Linear
+from workers.engines.flashtalk.rope import rope_tables
+from workers.engines.flashtalk.sources import Source
+
+
+class Modulation(NamedTuple):
+    """Of one noise level, float32: for each block [6, D] as shift, 1 + scale, gate twice; for the head [2, D]."""
+
+    blocks: torch.Tensor  # [layers, 6, D]
+    head: torch.Tensor  # [2, D] as shift, 1 + scale
+
+
+class FilmContext(NamedTuple):
+    """Keys and values of the portrait's and the prompt's tokens in each block; fixed for a film."""
+
+    keys: list[torch.Tensor]  # per block [tokens, heads, head_dim], with the queries' gain and the softmax scale
+    values: list[torch.Tensor]
+    bias: torch.Tensor  # float32 [tokens]
+    image_tokens: int
+
+
+class FoldedSpeech(NamedTuple):
+    """One block's speech with its query and output matrices folded in; fixed for a chunk."""
+
+    scores: torch.Tensor  # [frames, heads * tokens, D]
+    bias: torch.Tensor  # float32 [frames, heads * tokens]
+    results: torch.Tensor  # [frames, heads * tokens, D]
+
+
+class PlainSpeech(NamedTuple):
+    """One block's speech keys and values [frames, heads, tokens, head_dim]; fixed for a chunk."""
+
+    keys: torch.Tensor
+    values: torch.Tensor
+
+
+Speech = list["FoldedSpeech | PlainSpeech"]
+
+
+@dataclass(frozen=True)
+class Block:
+    """One block's weights as its products want them."""
+
+    qkv: Linear
+    out: Linear
+    gain: torch.Tensor  # float32 [2, D]: queries', keys'
+    cross_mul: torch.Tensor  # float32 [D], as all norms here
+    cross_add: torch.Tensor
+    cross_q: Linear
+    cross_out: Linear
+    speech_mul: torch.Tensor
+    speech_add: torch.Tensor
+    speech_q: Linear
+    speech_out: Linear
+    speech_kv: Linear
+    ffn_in: Linear
+    ffn_out: Linear
+
+
+class Dit:
+    """The transformer for one precision.  `source` stays open: context weights may be read again for each film."""
+
+    def __init__(
+        self,
+        config: DitConfig,
+        source: Source,
+        device: torch.device,
+        dtype: torch.dtype,
+        form: Form,
+        *,
+        fold_speech: bool,
+        keep_context_weights: bool,
+    ) -> None:
+        self.config = config
+        self.device = device
+        self.dtype = dtype
+        self.form = form
+        self.fold_speech = fold_speech
+        self._source = source
+        self._tables: dict[tuple[int, int, int], tuple[torch.Tensor, torch.Tensor]] = {}
+        self._modulations: dict[float, Modulation] = {}
+        self._context: list[tuple[Linear, ...]] = []
+        take = self._take
+        self._patch_weight = take("patch_embedding.weight").flatten(1)
+        self._patch_bias = take("patch_embedding.bias")
+        self._head = self._linear("head.head", torch.float32)
+        self._head_modulation = self._take("head.modulation", torch.float32)[0]
+        self._text = (self._linear("text_embedding.0"), self._linear("text_embedding.2"))
+        self._image_norms = [take(f"img_emb.proj.{i}.{p}") for i in (0, 4) for p in ("weight", "bias")]
+        self._image = (self._linear("img_emb.proj.1"), self._linear("img_emb.proj.3"))
+        self._speech = {part: self._linear(f"audio_proj.{part}") for part in ("proj1", "proj1_vf", "proj2", "proj3")}
+        self._speech_norm = [take(f"audio_proj.norm.{p}", torch.float32) for p in ("weight", "bias")]
+        self._block_modulation = torch.cat(
+            [take(f"blocks.{n}.modulation", torch.float32) for n in range(config.num_layers)]
+        )
+        self.blocks = [self._load_block(n) for n in range(config.num_layers)]
+        if keep_context_weights:
+            self._context = [self._context_linears(n) for n in range(config.num_layers)]
+        self._queries_gain = [
+            take(f"blocks.{n}.cross_attn.norm_q.weight", torch.float32) for n in range(config.num_layers)
+        ]
+
+    # -- loading ----------------------------------------------------------------------------------------------------
+
+    def _take(self, name: str, dtype: torch.dtype | None = None) -> torch.Tensor:
+        return self._source.take(name, dtype or self.dtype)
+
+    def _linear(self, name: str, dtype: torch.dtype | None = None) -> Linear:
+        return Linear(self._take(f"{name}.weight", dtype), self._take(f"{name}.bias", dtype), "plain")
+
+    def _rounded(self, *names: str, form: Form | None = None) -> Linear:
+        weight = torch.cat([self._take(f"{name}.weight") for name in names])
+        bias = torch.cat([self._take(f"{name}.bias") for name in names])
+        return Linear(weight, bias, form or self.form)
+
+    def _load_block(self, n: int) -> Block:
+        at = f"blocks.{n}"
+        own = f"{at}.self_attn"
+        speech: Form = "plain" if self.fold_speech else self.form
+        f32 = torch.float32
+        return Block(
+            qkv=self._rounded(f"{own}.q", f"{own}.k", f"{own}.v"),
+            out=self._rounded(f"{own}.o"),
+            gain=torch.stack([self._take(f"{own}.{p}.weight", f32) for p in ("norm_q", "norm_k")]),
+            cross_mul=self._take(f"{at}.norm3.weight", f32),
+            cross_add=self._take(f"{at}.norm3.bias", f32),
+            cross_q=self._rounded(f"{at}.cross_attn.q"),
+            cross_out=self._rounded(f"{at}.cross_attn.o"),
+            speech_mul=self._take(f"{at}.norm_x.weight", f32),
+            speech_add=self._take(f"{at}.norm_x.bias", f32),
+            speech_q=self._rounded(f"{at}.audio_cross_attn.q_linear", form=speech),
+            speech_out=self._rounded(f"{at}.audio_cross_attn.proj", form=speech),
+            speech_kv=self._rounded(f"{at}.audio_cross_attn.kv_linear", form="plain"),
+            ffn_in=self._rounded(f"{at}.ffn.0"),
+            ffn_out=self._rounded(f"{at}.ffn.2"),
+        )
+
+    def _context_linears(self, n: int) -> tuple[Linear, ...]:
+        return tuple(self._linear(f"blocks.{n}.cross_attn.{part}") for part in ("k", "v", "k_img", "v_img"))
+
+    # -- once per noise level, film and chunk -----------------------------------------------------------------------
+
+    def modulation(self, sigma: float) -> Modulation:
+        """Shifts, scales and gates for one noise level; computed once."""
+        if sigma not in self._modulations:
+            f32 = torch.float32
+            half = self.config.freq_dim // 2
+            angles = sigma * 1000.0 * 10000.0 ** (-torch.arange(half, dtype=torch.float64) / half)
+            wave = torch.cat([angles.cos(), angles.sin()]).float().to(self.device)[None]
+            e = self._linear("time_embedding.2", f32)(F.silu(self._linear("time_embedding.0", f32)(wave)))
+            e0 = self._linear("time_projection.1", f32)(F.silu(e)).view(6, -1)
+            blocks = self._block_modulation + e0
+            blocks[:, (1, 4)] += 1
+            head = self._head_modulation + e
+            head[1] += 1
+            self._modulations[sigma] = Modulation(blocks, head)
+        return self._modulations[sigma]
+
+    def film_context(self, text: torch.Tensor, image: torch.Tensor) -> FilmContext:
+        """Keys and values of a prompt's rows [L, text_dim] and a portrait's features [257, image_dim]."""
+        config = self.config
+        rows = text[: config.text_len].to(self.device, self.dtype)
+        padding = config.text_len - rows.shape[0]
+        if padding:
+            rows = torch.cat([rows, rows.new_zeros(1, rows.shape[1])])
+        first, second = self._text
+        words = second(first.gelu(rows))
+        weight0, bias0, weight4, bias4 = self._image_norms
+        seen = F.layer_norm(image.to(self.device, self.dtype), (config.image_dim,), weight0, bias0, 1e-5)
+        seen = self._image[1](F.gelu(self._image[0](seen)))
+        seen = F.layer_norm(seen, (config.dim,), weight4, bias4, 1e-5)
+        bias = torch.zeros(seen.shape[0] + rows.shape[0], device=self.device)
+        if padding:
+            bias[-1] = math.log(padding)
+        keys, values = [], []
+        for n in range(config.num_layers):
+            k, v, k_img, v_img = self._context[n] if self._context else self._context_linears(n)
+            gain = self._queries_gain[n] * config.head_dim**-0.5
+            k_text = self._rms(k(words), f"blocks.{n}.cross_attn.norm_k.weight") * gain
+            k_seen = self._rms(k_img(seen), f"blocks.{n}.cross_attn.norm_k_img.weight") * gain
+            shape = (-1, config.num_heads, config.head_dim)
+            keys.append(torch.cat([k_seen, k_text]).to(self.dtype).view(shape))
+            values.append(torch.cat([v_img(seen), v(words)]).view(shape))
+        return FilmContext(keys, values, bias, seen.shape[0])
+
+    def _rms(self, x: torch.Tensor, gain: str) -> torch.Tensor:
+        x = x.float()
+        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.config.eps) * self._take(gain, torch.float32)
+
+    def speech_tokens(self, taps: torch.Tensor) -> torch.Tensor:
+        """Speech features [33, 5, layers, channels] as [latent frames, 32, output_dim] tokens.
+
+        A latent frame after the first covers four frames: taps 0..2 of the first of them, the middle tap of the two
+        between, taps 2..4 of the last.
+        """
+        config = self.config
+        taps = taps.to(self.device, self.dtype)
+        groups = taps[1:].unflatten(0, (-1, 4))  # [latents - 1, 4, 5, layers, channels]
+        middle = config.audio_window // 2
+        heard = torch.cat(
+            [groups[:, 0, : middle + 1], groups[:, 1:-1, middle], groups[:, -1, middle:]], dim=1
+        ).flatten(1)
+        first = F.relu(self._speech["proj1"](taps[:1].flatten(1)))
+        later = F.relu(self._speech["proj1_vf"](heard))
+        x = F.relu(self._speech["proj2"](torch.cat([first, later])))
+        x = self._speech["proj3"](x).unflatten(-1, (config.context_tokens, config.output_dim))
+        weight, bias = self._speech_norm
+        return F.layer_norm(x.float(), (config.output_dim,), weight, bias, 1e-5).to(self.dtype)
+
+    def hear(self, taps: torch.Tensor) -> Speech:
+        """Each block's speech for one chunk."""
+        tokens = self.speech_tokens(taps)
+        frames, count, _ = tokens.shape
+        heads, size = self.config.num_heads, self.config.head_dim
+        speech: Speech = []
+        for block in self.blocks:
+            kv = block.speech_kv(tokens.flatten(0, 1)).view(frames, count, 2, heads, size)
+            if not self.fold_speech:
+                k, v = kv.permute(2, 0, 3, 1, 4).unbind(0)
+                speech.append(PlainSpeech(k.contiguous(), v.contiguous()))
+                continue
+            k, v = kv.permute(2, 3, 0, 1, 4).flatten(2, 3).unbind(0)  # [heads, frames * tokens, head_dim]
+            k = k * size**-0.5
+            wq = block.speech_q.weight.view(heads, size, -1)
+            wo = block.speech_out.weight.t().view(heads, size, -1)
+            speech.append(
+                FoldedSpeech(
+                    _by_frame(torch.bmm(k, wq), frames),
+                    _by_frame(torch.bmm(k.float(), block.speech_q.bias.float().view(heads, size, 1)), frames)[..., 0],
+                    _by_frame(torch.bmm(v, wo), frames),
+                )
+            )
+        return speech
+
+    # -- once per step ----------------------------------------------------------------------------------------------
+
+    def velocity(
+        self,
+        latents: torch.Tensor,
+        condition: torch.Tensor,
+        modulation: Modulation,
+        film: FilmContext,
+        speech: Speech,
+        geometry: Geometry,
+        attend: Attend,
+        known: int = 0,
+    ) -> torch.Tensor:
+        """Predicted velocity, float32 [16, frames, rows, columns].
+
+        `condition` [20, frames, rows, columns] is the mask and the portrait's latents.  The first `known` latent
+        frames of the result are zeros: the sampler overwrites them, so the last block does not compute them.
+        """
+        config, eps, form = self.config, self.config.eps, self.form
+        frames, rows, columns = geometry.grid
+        cos, sin = self._rope(geometry.grid)
+        x = torch.cat([latents.to(self.dtype), condition.to(self.dtype)])
+        x = x.view(-1, frames, rows, 2, columns, 2).permute(1, 2, 4, 0, 3, 5).reshape(geometry.tokens, -1)
+        x = F.linear(x, self._patch_weight, self._patch_bias)
+        y: torch.Tensor | None = None
+        gate: torch.Tensor | None = None
+        skipped = known * geometry.tokens_per_frame
+        for n, block in enumerate(self.blocks):
+            m = modulation.blocks[n]
+            x, h = ops.residual_norm(x, y, gate, m[1], m[0], eps, form)
+            qkv = block.qkv(h)
+            ops.rms_rope(qkv, block.gain, cos, sin, config.num_heads, eps)
+            q, k, v = qkv.view(-1, 3, config.num_heads, config.head_dim).unbind(1)
+            if skipped and n == config.num_layers - 1:
+                q, x, frames = q[skipped:], x[skipped:], frames - known
+            y = block.out(ops.quantise(attend(q, k, v), form))
+            del qkv, q, k, v
+            x, h = ops.residual_norm(x, y, m[2], block.cross_mul, block.cross_add, eps, form)
+            heard = ops.cross_attend(
+                block.cross_q(h), film.keys[n], film.values[n], film.bias, film.image_tokens, eps
+            )
+            y = block.cross_out(ops.quantise(heard, form))
+            x, h = ops.residual_norm(x, y, None, block.speech_mul, block.speech_add, eps, block.speech_q.form)
+            y = self._listen(block, h, speech[n], frames)
+            x, h = ops.residual_norm(x, y, None, m[4], m[3], eps, form)
+            if form == "plain":
+                y = block.ffn_out(block.ffn_in.gelu(h))
+            else:
+                y = block.ffn_out(ops.gelu_rows(block.ffn_in(h), form))
+            gate = m[5]
+        shift, scale = modulation.head
+        _, h = ops.residual_norm(x, y, gate, scale, shift, eps, "plain", torch.float32)
+        out = self._head(h).view(frames, rows, columns, 2, 2, config.out_dim)
+        out = out.permute(5, 0, 1, 3, 2, 4).reshape(config.out_dim, frames, 2 * rows, 2 * columns)
+        return F.pad(out, (0, 0, 0, 0, known, 0)) if skipped else out
+
+    def _listen(self, block: Block, h: ops.Activation, speech: FoldedSpeech | PlainSpeech, frames: int) -> torch.Tensor:
+        """Each latent frame's tokens attend to that frame's speech alone; the last `frames` frames are there."""
+        heads, size = self.config.num_heads, self.config.head_dim
+        if isinstance(speech, FoldedSpeech):
+            scores, bias, results = (part[-frames:] for part in speech)
+            assert isinstance(h, torch.Tensor)
+            by_frame = h.view(frames, -1, h.shape[-1])
+            if h.is_cuda:
+                s = torch.bmm(by_frame, scores.transpose(1, 2), out_dtype=torch.float32)
+            else:
+                s = torch.bmm(by_frame.float(), scores.transpose(1, 2).float())
+            p = ops.softmax_groups(s, bias, self.config.context_tokens, h.dtype)
+            return torch.baddbmm(block.speech_out.bias, p, results).view(h.shape)
+        q = block.speech_q(h).view(frames, -1, heads, size).transpose(1, 2)
+        out = F.scaled_dot_product_attention(q, speech.keys[-frames:], speech.values[-frames:])
+        out = out.transpose(1, 2).reshape(-1, heads * size)
+        return block.speech_out(ops.quantise(out, block.speech_out.form))
+
+    def _rope(self, grid: tuple[int, int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+        if grid not in self._tables:
+            self._tables[grid] = rope_tables(grid, self.config.head_dim, self.device)
+        return self._tables[grid]
+
+
+def _by_frame(x: torch.Tensor, frames: int) -> torch.Tensor:
+    """[heads, frames * tokens, D] as [frames, heads * tokens, D], heads outermost within a frame."""
+    heads, rows, width = x.shape
+    return x.view(heads, frames, rows // frames, width).transpose(0, 1).reshape(frames, -1, width)

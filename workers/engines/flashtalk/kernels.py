@@ -1,0 +1,350 @@
+"""Fused Triton kernels: one pass over memory where plain torch makes several.
+
+Each has its definition in ops.py.  Rows are read whole, reduced in float32 and written in the form that the next
+matrix product takes, so no intermediate goes through device memory.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from workers.engines.flashtalk.linears import FP8, LARGEST, Form, Quantised
+
+CODES = {"plain": 0, "fp8": 1, "int8": 2}
+LOG2E = 1.4426950408889634
+
+
+@triton.jit
+def _store_row(h, offsets, mask, out_ptr, scale_ptr, row, FORM: tl.constexpr, LARGEST_VALUE: tl.constexpr):
+    if FORM == 0:
+        tl.store(out_ptr + offsets, h.to(out_ptr.dtype.element_ty), mask)
+    else:
+        top = tl.max(tl.where(mask, tl.abs(h), 0.0), axis=0)
+        scale = tl.maximum(top, 1e-12) / LARGEST_VALUE
+        q = h / scale
+        if FORM == 1:
+            tl.store(out_ptr + offsets, q.to(out_ptr.dtype.element_ty), mask)
+        else:
+            tl.store(out_ptr + offsets, tl.floor(q + 0.5).to(tl.int8), mask)
+        tl.store(scale_ptr + row, scale)
+
+
+@triton.jit
+def _residual_norm(
+    x_ptr,
+    y_ptr,
+    gate_ptr,
+    mul_ptr,
+    add_ptr,
+    out_ptr,
+    scale_ptr,
+    width,
+    eps,
+    HAS_Y: tl.constexpr,
+    HAS_GATE: tl.constexpr,
+    FORM: tl.constexpr,
+    LARGEST_VALUE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    c = tl.arange(0, BLOCK)
+    mask = c < width
+    offsets = row * width + c
+    x = tl.load(x_ptr + offsets, mask, 0.0).to(tl.float32)
+    if HAS_Y:
+        y = tl.load(y_ptr + offsets, mask, 0.0).to(tl.float32)
+        if HAS_GATE:
+            y *= tl.load(gate_ptr + c, mask, 0.0)
+        rounded = (x + y).to(x_ptr.dtype.element_ty)
+        tl.store(x_ptr + offsets, rounded, mask)
+        x = rounded.to(tl.float32)
+    mean = tl.sum(x, axis=0) / width
+    d = tl.where(mask, x - mean, 0.0)
+    rstd = tl.rsqrt(tl.sum(d * d, axis=0) / width + eps)
+    h = d * rstd * tl.load(mul_ptr + c, mask, 0.0) + tl.load(add_ptr + c, mask, 0.0)
+    _store_row(h, offsets, mask, out_ptr, scale_ptr, row, FORM, LARGEST_VALUE)
+
+
+def _result(x: torch.Tensor, form: Form, dtype: torch.dtype | None) -> tuple[torch.Tensor, torch.Tensor]:
+    if form == "plain":
+        out = torch.empty(x.shape, dtype=dtype or x.dtype, device=x.device)
+        return out, out
+    out = torch.empty(x.shape, dtype=FP8 if form == "fp8" else torch.int8, device=x.device)
+    return out, torch.empty((x.shape[0], 1), dtype=torch.float32, device=x.device)
+
+
+def _warps(block: int) -> int:
+    return min(16, max(4, block // 1024))
+
+
+def residual_norm(x, y, gate, mul, add, eps, form, dtype=None):
+    """See ops.residual_norm; x is overwritten with the sum."""
+    n, width = x.shape
+    out, scale = _result(x, form, dtype)
+    block = triton.next_power_of_2(width)
+    _residual_norm[(n,)](
+        x,
+        y if y is not None else x,
+        gate if gate is not None else mul,
+        mul,
+        add,
+        out,
+        scale,
+        width,
+        eps,
+        y is not None,
+        gate is not None,
+        CODES[form],
+        LARGEST.get(form, 1.0),
+        block,
+        num_warps=_warps(block),
+    )
+    return x, out if form == "plain" else Quantised(out, scale)
+
+
+@triton.jit
+def _quantise(
+    x_ptr,
+    out_ptr,
+    scale_ptr,
+    width,
+    GELU: tl.constexpr,
+    FORM: tl.constexpr,
+    LARGEST_VALUE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    c = tl.arange(0, BLOCK)
+    mask = c < width
+    offsets = row * width + c
+    h = tl.load(x_ptr + offsets, mask, 0.0).to(tl.float32)
+    if GELU:
+        # tanh(u) = 2 sigmoid(2u) - 1, so 0.5 x (1 + tanh(u)) = x sigmoid(2u).
+        h = h * tl.sigmoid(1.5957691216057308 * (h + 0.044715 * h * h * h))
+    _store_row(h, offsets, mask, out_ptr, scale_ptr, row, FORM, LARGEST_VALUE)
+
+
+def quantise(x, form, gelu=False):
+    """Rows to fp8 or int8, optionally through GELU(tanh)."""
+    n, width = x.shape
+    out, scale = _result(x, form, None)
+    block = triton.next_power_of_2(width)
+    _quantise[(n,)](x, out, scale, width, gelu, CODES[form], LARGEST[form], block, num_warps=_warps(block))
+    return Quantised(out, scale)
+
+
+def gelu_quantise(x, form):
+    """See ops.gelu_rows."""
+    return quantise(x, form, gelu=True)
+
+
+@triton.jit
+def _rms_rope(
+    qkv_ptr, gain_ptr, cos_ptr, sin_ptr, width, stride, eps, HALF: tl.constexpr, BLOCK: tl.constexpr
+):
+    row = tl.program_id(0).to(tl.int64)
+    part = tl.program_id(1)
+    c = tl.arange(0, BLOCK)
+    mask = c < width
+    base = qkv_ptr + row * stride + part * width
+    x = tl.load(base + c, mask, 0.0).to(tl.float32)
+    x = x * tl.rsqrt(tl.sum(x * x, axis=0) / width + eps) * tl.load(gain_ptr + part * width + c, mask, 0.0)
+    even, odd = tl.split(tl.reshape(x, (BLOCK // 2, 2)))
+    pair = tl.arange(0, BLOCK // 2) % HALF
+    cos = tl.load(cos_ptr + row * HALF + pair)
+    sin = tl.load(sin_ptr + row * HALF + pair)
+    turned = tl.reshape(tl.join(even * cos - odd * sin, even * sin + odd * cos), (BLOCK,))
+    tl.store(base + c, turned.to(qkv_ptr.dtype.element_ty), mask)
+
+
+def rms_rope(qkv, gain, cos, sin, eps):
+    """See ops.rms_rope."""
+    n = qkv.shape[0]
+    width = qkv.shape[1] // 3
+    block = triton.next_power_of_2(width)
+    _rms_rope[(n, 2)](
+        qkv, gain, cos, sin, width, qkv.stride(0), eps, cos.shape[1], block, num_warps=_warps(block)
+    )
+
+
+@triton.jit
+def _row_rstd(x_ptr, out_ptr, width, eps, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    c = tl.arange(0, BLOCK)
+    x = tl.load(x_ptr + row * width + c, c < width, 0.0).to(tl.float32)
+    tl.store(out_ptr + row, tl.rsqrt(tl.sum(x * x, axis=0) / width + eps))
+
+
+@triton.jit
+def _cross_attend(
+    q_ptr,
+    rstd_ptr,
+    k_ptr,
+    v_ptr,
+    bias_ptr,
+    out_ptr,
+    n,
+    heads,
+    image_tokens,
+    all_tokens,
+    HEAD: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+):
+    head = tl.program_id(1)
+    rows = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)
+    d = tl.arange(0, HEAD)
+    width = heads * HEAD
+    row_mask = rows < n
+    place = rows[:, None] * width + head * HEAD + d[None, :]
+    q = tl.load(q_ptr + place, row_mask[:, None], 0.0).to(tl.float32)
+    q = (q * tl.load(rstd_ptr + rows, row_mask, 0.0)[:, None]).to(q_ptr.dtype.element_ty)
+    total = tl.zeros((BM, HEAD), tl.float32)
+    for part in tl.static_range(2):
+        if part == 0:
+            first = 0
+            last = image_tokens
+        else:
+            first = image_tokens
+            last = all_tokens
+        top = tl.full((BM,), -float("inf"), tl.float32)
+        weight = tl.zeros((BM,), tl.float32)
+        acc = tl.zeros((BM, HEAD), tl.float32)
+        for start in range(first, last, BN):
+            t = start + tl.arange(0, BN)
+            t_mask = t < last
+            where = t[:, None] * width + head * HEAD + d[None, :]
+            k = tl.load(k_ptr + where, t_mask[:, None], 0.0)
+            s = tl.dot(q, tl.trans(k)) + tl.load(bias_ptr + t, t_mask, 0.0)[None, :]
+            s = tl.where(t_mask[None, :], s * 1.4426950408889634, -float("inf"))
+            new_top = tl.maximum(top, tl.max(s, axis=1))
+            p = tl.exp2(s - new_top[:, None])
+            shrink = tl.exp2(top - new_top)
+            weight = weight * shrink + tl.sum(p, axis=1)
+            v = tl.load(v_ptr + where, t_mask[:, None], 0.0)
+            acc = acc * shrink[:, None] + tl.dot(p.to(v_ptr.dtype.element_ty), v)
+            top = new_top
+        total += acc / weight[:, None]
+    tl.store(out_ptr + place, total.to(out_ptr.dtype.element_ty), row_mask[:, None])
+
+
+def cross_attend(q, keys, values, bias, image_tokens, eps):
+    """See ops.cross_attend."""
+    n, width = q.shape
+    heads, head = keys.shape[1], keys.shape[2]
+    rstd = torch.empty(n, dtype=torch.float32, device=q.device)
+    block = triton.next_power_of_2(width)
+    _row_rstd[(n,)](q, rstd, width, eps, block, num_warps=_warps(block))
+    out = torch.empty_like(q)
+    bm = 128 if head >= 64 else 64
+    _cross_attend[(triton.cdiv(n, bm), heads)](
+        q, rstd, keys, values, bias, out, n, heads, image_tokens, keys.shape[0], head, bm, 64, num_warps=8, num_stages=2
+    )
+    return out
+
+
+@triton.jit
+def _softmax_groups(
+    s_ptr, bias_ptr, out_ptr, rows_per_frame, groups, GROUP: tl.constexpr, BLOCK: tl.constexpr
+):
+    row = tl.program_id(0).to(tl.int64)
+    frame = row // rows_per_frame
+    width = groups * GROUP
+    g = tl.arange(0, BLOCK)
+    c = g[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
+    mask = (g < groups)[:, None]
+    s = tl.load(s_ptr + row * width + c, mask, 0.0) + tl.load(bias_ptr + frame * width + c, mask, 0.0)
+    p = tl.exp(s - tl.max(s, axis=1)[:, None])
+    p = p / tl.sum(p, axis=1)[:, None]
+    tl.store(out_ptr + row * width + c, p.to(out_ptr.dtype.element_ty), mask)
+
+
+def softmax_groups(scores, bias, group, dtype):
+    """See ops.softmax_groups."""
+    f, s, width = scores.shape
+    out = torch.empty(scores.shape, dtype=dtype, device=scores.device)
+    groups = width // group
+    _softmax_groups[(f * s,)](scores, bias, out, s, groups, group, triton.next_power_of_2(groups), num_warps=4)
+    return out
+
+
+@triton.jit
+def _scale_product(p_ptr, rows_ptr, columns_ptr, bias_ptr, out_ptr, width, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    c = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    mask = c < width
+    p = tl.load(p_ptr + row * width + c, mask, 0).to(tl.float32)
+    y = p * tl.load(rows_ptr + row) * tl.load(columns_ptr + c, mask, 0.0)
+    y += tl.load(bias_ptr + c, mask, 0.0).to(tl.float32)
+    tl.store(out_ptr + row * width + c, y.to(out_ptr.dtype.element_ty), mask)
+
+
+def scale_product(product, rows, columns, bias):
+    """An int32 product as (product * rows * columns + bias) in the bias's type."""
+    n, width = product.shape
+    out = torch.empty((n, width), dtype=bias.dtype, device=product.device)
+    _scale_product[(n, triton.cdiv(width, 2048))](product, rows, columns, bias, out, width, 2048, num_warps=8)
+    return out
+
+
+@triton.jit
+def _residual_rms_silu(
+    y_ptr,
+    bias_ptr,
+    residual_ptr,
+    gamma_ptr,
+    sum_ptr,
+    out_ptr,
+    rows,
+    WIDTH: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr,
+    KEEP: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    r = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    c = tl.arange(0, BLOCK)
+    mask = (r < rows)[:, None] & (c < WIDTH)[None, :]
+    place = r[:, None] * WIDTH + c[None, :]
+    x = tl.load(y_ptr + place, mask, 0.0).to(tl.float32)
+    if HAS_BIAS:
+        x += tl.load(bias_ptr + c, c < WIDTH, 0.0).to(tl.float32)[None, :]
+    if HAS_RESIDUAL:
+        x += tl.load(residual_ptr + place, mask, 0.0).to(tl.float32)
+    if KEEP:
+        rounded = x.to(sum_ptr.dtype.element_ty)
+        tl.store(sum_ptr + place, rounded, mask)
+        x = rounded.to(tl.float32)
+    length = tl.sqrt(tl.sum(tl.where(mask, x * x, 0.0), axis=1))
+    h = x / tl.maximum(length, 1e-12)[:, None] * tl.load(gamma_ptr + c, c < WIDTH, 0.0)[None, :]
+    h = h * tl.sigmoid(h)
+    tl.store(out_ptr + place, h.to(out_ptr.dtype.element_ty), mask)
+
+
+def residual_rms_silu(y, bias, residual, gamma, out, keep):
+    """See ops.residual_rms_silu; y, residual and out are contiguous."""
+    width = y.shape[-1]
+    rows = y.numel() // width
+    block = triton.next_power_of_2(width)
+    block_rows = max(1, 4096 // block)
+    kept = torch.empty_like(y) if keep else None
+    _residual_rms_silu[(triton.cdiv(rows, block_rows),)](
+        y,
+        bias if bias is not None else gamma,
+        residual if residual is not None else y,
+        gamma,
+        kept if kept is not None else y,
+        out,
+        rows,
+        width,
+        bias is not None,
+        residual is not None,
+        keep,
+        block_rows,
+        block,
+        num_warps=4,
+    )
+    return kept
