@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import ffmpeg
 import numpy as np
@@ -107,7 +108,7 @@ def join_argv(
         format_whitelist="concat,mov,mp4",
     )
     speech = raw_input(0, f="f32be", ar=sound.rate, ac=sound.channels)
-    options = {
+    options: dict[str, Any] = {
         "f": "mp4",
         "c:v": "copy",
         "c:a": "aac",
@@ -116,8 +117,9 @@ def join_argv(
         "movflags": "+faststart",
         "video_track_timescale": profile.video_track_timescale,
         "map_metadata": -1,
-        "metadata": [f"{key}={value}" for key, value in sorted(metadata.items())],
     }
+    for number, (key, value) in enumerate(sorted(metadata.items())):
+        options[f"metadata:g:{number}"] = f"{key}={value}"  # numbered, because ffmpeg-python knows no repeated option
     return to_argv(ffmpeg.output(joined["v:0"], speech["a:0"], locate(out), **options))
 
 

@@ -21,7 +21,7 @@ import ffmpeg
 import numpy as np
 import numpy.typing as npt
 
-from farm.errors import InputError, MediaError, NotEnoughRoom
+from farm.errors import InputError, NotEnoughRoom
 from farm.media.command import to_argv, untrusted_input
 from farm.media.probe import probe_audio
 from farm.media.run import MIB, Child, enlarge_pipe

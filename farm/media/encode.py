@@ -73,6 +73,11 @@ class SegmentEncoder:
         return self._frames_encoded
 
     @property
+    def pid(self) -> int:
+        """Process id of the encoder, which leads its own process group."""
+        return self._child.pid
+
+    @property
     def running(self) -> bool:
         """False once the encoder has ended, well or not; writing then breaks the pipe."""
         return self._child.running
@@ -134,7 +139,7 @@ def segment_argv(profile: EncoderProfile, pixel_format: PixelFormat, target: Pat
         0,
         f="rawvideo",
         pixel_format=pixel_format,
-        video_size=(profile.width, profile.height),
+        s=f"{profile.width}x{profile.height}",
         framerate=f"{profile.fps[0]}/{profile.fps[1]}",
     )
     options = _encoder_options(profile) | {

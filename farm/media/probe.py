@@ -91,8 +91,12 @@ def probe_image(path: Path) -> ImageInfo:
     except (OSError, SyntaxError, ValueError, KeyError, IndexError, TypeError) as error:  # Pillow on damaged headers
         raise InputError(f"{path} is a damaged picture ({_reason(error)}).") from None
     if width * height > MAX_PICTURE_PIXELS:
-        raise InputError(f"{path} has too many pixels; the limit is {MAX_PICTURE_PIXELS // 1_000_000} million.")
+        raise _too_many_pixels(path)
     return ImageInfo(height, width, name) if sideways else ImageInfo(width, height, name)
+
+
+def _too_many_pixels(path: Path) -> InputError:
+    return InputError(f"{path} has too many pixels; the limit is {MAX_PICTURE_PIXELS // 1_000_000} million.")
 
 
 def _check_regular(path: Path, what: str) -> None:

@@ -67,7 +67,7 @@ class SoundMeter:
 
     @property
     def loudness_lufs(self) -> float:
-        """Integrated loudness of the mono sound after ITU-R BS.1770-4: K-weighted, gated at -70 LUFS and 10 LU below."""
+        """Integrated loudness after ITU-R BS.1770-4: K-weighted, gated at -70 LUFS and at 10 LU below the rest."""
         powers = np.frombuffer(self._powers, np.float64)
         if len(powers) >= 4:
             sums = np.cumsum(np.concatenate([[0.0], powers]))

@@ -1,0 +1,95 @@
+"""Pictures for people: poster, thumbnail, contact sheet, waveform."""
+
+from __future__ import annotations
+
+import io
+from itertools import pairwise
+from pathlib import Path
+
+import av
+import ffmpeg
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from farm.errors import MediaError
+from farm.media.command import FILM_GUARDS, film_input, locate, to_argv
+from farm.media.run import run
+
+JPEG_QUALITY = 85
+PAPER, INK, FAINT = (250, 250, 248), (38, 70, 120), (205, 210, 216)
+GAP = 6  # pixels between the pictures of a sheet
+
+
+def poster(film: Path, out_jpg: Path, at_seconds: float = 0.0) -> None:
+    """One full-size frame of a film as JPEG; its last one if it ends before `at_seconds`.  Raises MediaError."""
+    _picture_at(film, min(at_seconds, _last_frame_seconds(film))).save(out_jpg, "JPEG", quality=JPEG_QUALITY)
+
+
+def thumbnail(segment: Path, out_jpg: Path, width: int = 320) -> None:
+    """The middle frame of a segment or film as a small JPEG.  Raises MediaError."""
+    _picture_at(segment, _last_frame_seconds(segment) / 2, width).save(out_jpg, "JPEG", quality=JPEG_QUALITY)
+
+
+def contact_sheet(film: Path, out_jpg: Path, columns: int = 4, rows: int = 3, width: int = 240) -> None:
+    """`columns` x `rows` frames spread evenly over a film, each `width` pixels wide with its time below."""
+    last = _last_frame_seconds(film)
+    count = columns * rows
+    times = [last * (index + 0.5) / count for index in range(count)]
+    pictures = [_picture_at(film, time, width) for time in times]
+    height, font = pictures[0].height, ImageFont.load_default()
+    line = 16
+    sheet = Image.new("RGB", (columns * (width + GAP) + GAP, rows * (height + line + GAP) + GAP), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    for index, (time, picture) in enumerate(zip(times, pictures, strict=True)):
+        x = GAP + index % columns * (width + GAP)
+        y = GAP + index // columns * (height + line + GAP)
+        sheet.paste(picture, (x, y))
+        draw.text((x + 2, y + height + 2), _clock(time), INK, font)
+    sheet.save(out_jpg, "JPEG", quality=JPEG_QUALITY)
+
+
+def waveform(driving: Path, out_png: Path, width: int = 1200, height: int = 160) -> None:
+    """Draw driving sound (float32, raw) from its least to its greatest sample in each column of pixels."""
+    sound = np.memmap(driving, "<f4", "r")
+    image = Image.new("RGB", (width, height), PAPER)
+    draw = ImageDraw.Draw(image)
+    middle = (height - 1) / 2
+    draw.line([(0, middle), (width, middle)], FAINT)
+    edges = np.linspace(0, len(sound), width + 1).astype(int)
+    for x, (start, stop) in enumerate(pairwise(edges.tolist())):
+        piece = sound[start : max(stop, start + 1)]
+        top, bottom = float(piece.max()), float(piece.min())
+        draw.line([(x, middle * (1 - min(top, 1.0))), (x, middle * (1 - max(bottom, -1.0)))], INK)
+    image.save(out_png, "PNG")
+
+
+def _picture_at(film: Path, seconds: float, width: int | None = None) -> Image.Image:
+    options: dict[str, object] = {"vf": f"scale={width}:-2:flags=area"} if width else {}
+    frame = film_input(film, ss=f"{seconds:.6f}")["v:0"]
+    argv = to_argv(ffmpeg.output(frame, "pipe:1", f="image2pipe", **{"c:v": "ppm", "frames:v": 1}, **options))
+    data = run(argv, timeout_seconds=60)
+    if not data:
+        raise MediaError(argv, 0, f"{film} has no picture at {seconds:.3f} s")
+    with Image.open(io.BytesIO(data), formats=["PPM"]) as picture:
+        picture.load()
+        return picture
+
+
+def _last_frame_seconds(film: Path) -> float:
+    """Time of the last frame."""
+    try:
+        with av.open(locate(film), options=dict(FILM_GUARDS)) as media:
+            video = media.streams.video[0]
+            assert video.time_base is not None
+            rate = video.average_rate
+            length = float((video.duration or 0) * video.time_base) or (media.duration or 0) / av.time_base
+            return max(0.0, length - 1 / float(rate)) if rate else 0.0
+    except (av.FFmpegError, IndexError, OSError) as error:
+        raise MediaError([str(film)], 0, f"{film} cannot be read: {error}") from error
+
+
+def _clock(seconds: float) -> str:
+    whole = round(seconds)
+    return (
+        f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}" if whole >= 3600 else f"{whole // 60}:{whole % 60:02}"
+    )
