@@ -18,7 +18,8 @@ from farm.ledger.read import job_value, segment_value
 from farm.ledger.ripple import ready_next, ripple
 from farm.ledger.store import Ledger, db_now
 from farm.ledger.tables import ArtifactRow, AttemptRow, JobRow, OutboxRow, SegmentRow, WorkerRow
-from farm.ledger.values import Lease, NewArtifact, PlannedSegment
+from farm.ledger.values import Lease, NewArtifact
+from farm.planning import PlannedSegment
 from farm.retry import Decision, RetryPolicy
 from farm.states import Event, SegmentKind, SegmentState, WorkerState, after
 

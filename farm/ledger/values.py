@@ -135,13 +135,6 @@ class Lease:
 
 
 @dataclass(frozen=True, slots=True)
-class PlannedSegment:
-    first_frame: int
-    frames: int
-    needs_carry: bool
-
-
-@dataclass(frozen=True, slots=True)
 class NewArtifact:
     kind: ArtifactKind
     path: str

@@ -84,7 +84,7 @@ class Session(Protocol):
         """The next chunk's frames, in order, trimmed to the film's end.
 
         uint8 [n, H, W, 3] for rgb24 and bgr24, [n, H * 3 // 2, W] for yuv420p; 1 <= n <= chunk_frames.
-        The array may be reused by the step after the next one: the caller copies or writes it before that.
+        C-contiguous, and the caller's from then on: a later step does not write into it.
         """
         ...
 

@@ -1,0 +1,86 @@
+"""How a file becomes an artifact: written under a staging name, synced, hashed, renamed.
+
+A staging name holds the lease's token, so two workers that render the same segment never write to the same file, and
+the loser's file is garbage that nobody reads.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from farm.ledger.values import NewArtifact
+from farm.states import ArtifactKind
+
+_STAGED = re.compile(r"\..+\.t\d+\.part(\.[A-Za-z0-9]+)?")
+_BLOCK = 1 << 20
+
+
+def staging_name(final: Path, token: int) -> Path:
+    """Where a file that will be `final` is written first: in the same directory, hidden, with its suffix kept."""
+    stem = final.name[: 255 - len(f"..t{token}.part{final.suffix}") - 8]
+    return final.with_name(f".{stem}.t{token}.part{final.suffix}")
+
+
+def is_staging_name(path: Path) -> bool:
+    return _STAGED.fullmatch(path.name) is not None
+
+
+def sha256_of(path: Path) -> str:
+    """Hash of a file's content, in constant memory."""
+    digest = hashlib.sha256()
+    with path.open("rb", buffering=0) as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def sync(path: Path) -> None:
+    """Wait until a file's or directory's content is on the disk."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def seal(
+    staged: Path, final: Path, kind: ArtifactKind, facts: Mapping[str, Any] | None = None
+) -> NewArtifact:
+    """Turn a finished staging file into the artifact `final`.  It is public once the ledger has it."""
+    sync(staged)
+    digest = sha256_of(staged)
+    size = staged.stat().st_size
+    staged.replace(final)
+    sync(final.parent)
+    return NewArtifact(kind, str(final), size, digest, dict(facts or {}))
+
+
+def write_sealed(final: Path, data: bytes, token: int, kind: ArtifactKind) -> NewArtifact:
+    """`seal` for small content."""
+    staged = staging_name(final, token)
+    staged.write_bytes(data)
+    return seal(staged, final, kind)
+
+
+class JobFolder:
+    """Where a job's artifacts are: <artifacts>/<thousands>/<id>/…"""
+
+    def __init__(self, root: Path, job_id: int) -> None:
+        self.path = root / f"{job_id // 1000:04d}" / f"{job_id:07d}"
+
+    def make(self) -> JobFolder:
+        (self.path / "segments").mkdir(parents=True, exist_ok=True)
+        return self
+
+    def segment(self, number: int, token: int, suffix: str) -> Path:
+        return self.path / "segments" / f"{number:05d}.t{token}{suffix}"
+
+    def file(self, name: str, token: int) -> Path:
+        """`portrait.png` becomes `portrait.t3.png`."""
+        stem, dot, suffix = name.rpartition(".")
+        return self.path / f"{stem}.t{token}{dot}{suffix}"

@@ -1,0 +1,212 @@
+"""Settings: configs/farm.toml, then $FARM_HOME/farm.toml, then FARM_* variables, the later ones winning."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from farm.errors import ConfigError
+from farm.paths import shipped
+from farm.retry import RetryPolicy
+
+_SOCKET_PATH_LIMIT = 100  # bytes; a Unix socket's path may have 107
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class LeaseSettings(_Section):
+    ttl_seconds: float = Field(gt=0)
+    beat_seconds: float = Field(gt=0)
+    poll_seconds: float = Field(gt=0)
+    sweep_seconds: float = Field(gt=0)
+    ring_again_seconds: float = Field(gt=0)
+
+
+class RetrySettings(_Section):
+    max_errors: int = Field(ge=1)
+    max_losses: int = Field(ge=1)
+    base_delay_seconds: float = Field(ge=0)
+    max_delay_seconds: float = Field(ge=0)
+
+    def policy(self) -> RetryPolicy:
+        return RetryPolicy(self.max_errors, self.max_losses, self.base_delay_seconds, self.max_delay_seconds)
+
+
+class SegmentSettings(_Section):
+    seconds: float = Field(gt=0, le=3600)
+    first_seconds: float = Field(gt=0, le=3600)
+
+
+class HostSettings(_Section):
+    load_timeout_seconds: float = Field(gt=0)
+    stuck_factor: float = Field(ge=2)
+    stuck_floor_seconds: float = Field(gt=0)
+    stop_seconds: float = Field(gt=0)
+    restart_delay_seconds: float = Field(ge=0)
+    restart_delay_max_seconds: float = Field(ge=0)
+
+
+class RoomSettings(_Section):
+    min_free_disk_gb: float = Field(ge=0)
+    min_free_memory_gb: float = Field(ge=0)
+
+
+class FilmSettings(_Section):
+    crf: int = Field(ge=0, le=51)
+    encoder_preset: str
+    audio_bitrate: int = Field(ge=32_000, le=512_000)
+
+
+class LimitSettings(_Section):
+    audio_hours: float = Field(gt=0)
+    audio_file_gb: float = Field(gt=0)
+    portrait_file_mb: float = Field(gt=0)
+    step_seconds: float = Field(gt=0)
+    step_seconds_per_audio_hour: float = Field(ge=0)
+
+    def step_timeout(self, audio_seconds: float) -> float:
+        """Longest time that prepare or assemble may take for this much audio."""
+        return self.step_seconds + self.step_seconds_per_audio_hour * audio_seconds / 3600.0
+
+
+class Settings(BaseSettings):
+    """All settings of one farm.  Frozen; every part of the farm is handed the same one."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="FARM_", env_nested_delimiter="__", extra="forbid", frozen=True, nested_model_default_partial_update=True
+    )
+
+    home: Path = Field(default_factory=lambda: default_home())
+    ledger_url: str
+    redis_url: str
+    output_dir: str
+    input_roots: list[Path]
+    output_roots: list[Path]
+    default_model: str
+    lease: LeaseSettings
+    retry: RetrySettings
+    segments: SegmentSettings
+    host: HostSettings
+    room: RoomSettings
+    film: FilmSettings
+    limits: LimitSettings
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        files = [path for path in settings_files() if path.is_file()]
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, toml_file=files, deep_merge=True)
+
+    @property
+    def ledger(self) -> str:
+        """Where the ledger is, as a URL."""
+        return self.ledger_url or f"sqlite:///{self.home / 'ledger.db'}"
+
+    @property
+    def redis_is_private(self) -> bool:
+        return not self.redis_url
+
+    @property
+    def redis_socket(self) -> Path:
+        """Where the private Redis listens.  A home with a long path gets a short one of its own."""
+        in_home = self.home / "redis" / "redis.sock"
+        if len(os.fsencode(in_home)) <= _SOCKET_PATH_LIMIT:
+            return in_home
+        short = hashlib.sha256(os.fsencode(self.home)).hexdigest()[:16]
+        return Path(tempfile.gettempdir()) / f"farm-{os.getuid()}-{short}" / "redis.sock"
+
+    @property
+    def redis(self) -> str:
+        """Where doorbells go, as redis-py understands it."""
+        return self.redis_url or f"unix://{self.redis_socket}?db=0"
+
+    @property
+    def artifacts_dir(self) -> Path:
+        return self.home / "artifacts"
+
+    @property
+    def logs_dir(self) -> Path:
+        return self.home / "logs"
+
+    @property
+    def run_dir(self) -> Path:
+        """Process ids of what `farm up` started."""
+        return self.home / "run"
+
+
+def default_home() -> Path:
+    """$XDG_DATA_HOME/farm, normally ~/.local/share/farm."""
+    base = os.environ.get("XDG_DATA_HOME")
+    return (Path(base) if base else Path.home() / ".local" / "share") / "farm"
+
+
+def home_from_environment() -> Path:
+    home = os.environ.get("FARM_HOME")
+    return (Path(home) if home else default_home()).expanduser().absolute()
+
+
+def settings_files() -> list[Path]:
+    """The files that are read, the later ones winning."""
+    return [shipped("configs") / "farm.toml", home_from_environment() / "farm.toml"]
+
+
+def load_settings(**overrides: Any) -> Settings:
+    """Read all settings.  Raises ConfigError naming file and key."""
+    for path in settings_files():
+        read_toml(path)  # a syntax error is told with its file's name
+    try:
+        return Settings(home=home_from_environment(), **overrides)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"]) or "settings"
+        raise ConfigError(f"{_where(first['loc'])}: {key}: {first['msg']} (got {first.get('input')!r})") from None
+
+
+def _where(loc: tuple[Any, ...]) -> str:
+    """Which source a wrong key most likely came from."""
+    variable = "FARM_" + "__".join(str(part).upper() for part in loc)
+    if variable in os.environ:
+        return f"variable {variable}"
+    home_file = settings_files()[-1]
+    if home_file.is_file():
+        table: Any = read_toml(home_file)
+        for part in loc:
+            if not isinstance(table, dict) or part not in table:
+                break
+            table = table[part]
+        else:
+            return str(home_file)
+    return "settings"
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """A TOML file as a table; empty if there is none.  Raises ConfigError naming the file."""
+    try:
+        with path.open("rb") as file:
+            return tomllib.load(file)
+    except FileNotFoundError:
+        return {}
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: {error}") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from None

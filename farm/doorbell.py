@@ -1,0 +1,94 @@
+"""Ringing workers through Celery.  A doorbell says "there is work for this queue" and nothing else.
+
+It may be lost, doubled or late: workers look into the ledger by themselves too, and the ledger decides who does what.
+This is the only place on this side that knows Celery; `workers/app.py` is the other.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+
+from celery import Celery
+from kombu.exceptions import OperationalError
+from redis.exceptions import RedisError
+
+from farm.config import Settings
+
+log = logging.getLogger(__name__)
+
+TASK = "farm.doorbell"
+EXPIRES_SECONDS = 60.0  # a doorbell that nobody heard for so long says nothing new
+
+
+def celery_broker(redis_url: str) -> str:
+    """redis-py's URL as Celery writes it: only the scheme of a Unix socket differs."""
+    if redis_url.startswith("unix://"):
+        path, _, query = redis_url.removeprefix("unix://").partition("?")
+        database = next((part.removeprefix("db=") for part in query.split("&") if part.startswith("db=")), "0")
+        return f"redis+socket://{path}?virtual_host={database}"
+    return redis_url
+
+
+def make_app(settings: Settings) -> Celery:
+    """A Celery app that talks to this farm's Redis.  Every line is there for a reason told in ARCHITECTURE.md."""
+    app = Celery("farm")
+    app.conf.update(
+        broker_url=celery_broker(settings.redis),
+        broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,
+        broker_transport_options={
+            "global_keyprefix": "farm:",
+            "socket_timeout": 30,
+            "socket_connect_timeout": 5,
+            "socket_keepalive": True,
+            "health_check_interval": 25,
+            "visibility_timeout": 3600,
+        },
+        task_ignore_result=True,
+        task_acks_late=False,
+        task_serializer="json",
+        accept_content=["json"],
+        event_serializer="json",
+        task_default_queue="farm.cpu",
+        task_create_missing_queues=True,
+        worker_send_task_events=True,
+        worker_prefetch_multiplier=1,
+        worker_hijack_root_logger=False,
+        worker_redirect_stdouts=False,
+        worker_cancel_long_running_tasks_on_connection_loss=False,
+        timezone="UTC",
+        enable_utc=True,
+    )
+    return app
+
+
+def queue_name(queue: str) -> str:
+    """How a ledger queue is called in Redis."""
+    return f"farm.{queue}"
+
+
+class Doorbell:
+    """Rings the workers of one farm."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.app = make_app(settings)
+
+    def ring(self, queues: Iterable[str]) -> bool:
+        """Ring once for each queue.  False when Redis does not answer: nothing is lost, it is only found later."""
+        try:
+            with self.app.connection_for_write() as connection:
+                connection.ensure_connection(max_retries=1, timeout=2)
+                for queue in queues:
+                    self.app.send_task(
+                        TASK,
+                        args=[queue],
+                        queue=queue_name(queue),
+                        connection=connection,
+                        expires=EXPIRES_SECONDS,
+                        retry=False,
+                    )
+        except (OperationalError, RedisError, OSError) as error:
+            log.warning("Redis does not answer (%s); idle workers will find the work by themselves", error)
+            return False
+        return True
