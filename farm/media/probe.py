@@ -77,8 +77,12 @@ def probe_image(path: Path) -> ImageInfo:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(path, formats=PICTURE_FORMATS) as picture:
                 width, height = picture.size
-                sideways = picture.getexif().get(ORIENTATION_TAG) in SIDEWAYS
                 name = (picture.format or "").lower()
+                if width * height > MAX_PICTURE_PIXELS:
+                    raise _too_many_pixels(path)
+                # Of a PNG without it in front, Pillow would decode all pixels to look for it behind them.
+                has_orientation = name != "png" or "exif" in picture.info
+                sideways = has_orientation and picture.getexif().get(ORIENTATION_TAG) in SIDEWAYS
     except UnidentifiedImageError:
         kinds = ", ".join(PICTURE_FORMATS)
         raise InputError(f"{path} is not a picture that can be read; the farm takes {kinds}.") from None
@@ -90,8 +94,6 @@ def probe_image(path: Path) -> ImageInfo:
         ) from None
     except (OSError, SyntaxError, ValueError, KeyError, IndexError, TypeError) as error:  # Pillow on damaged headers
         raise InputError(f"{path} is a damaged picture ({_reason(error)}).") from None
-    if width * height > MAX_PICTURE_PIXELS:
-        raise _too_many_pixels(path)
     return ImageInfo(height, width, name) if sideways else ImageInfo(width, height, name)
 
 

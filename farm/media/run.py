@@ -108,7 +108,8 @@ class Child:
 
     def finish(self) -> None:
         """Wait for the end; raise MediaError if it is not a good one, NotEnoughRoom if the disk was full."""
-        if self.wait() != 0 or self.timed_out:
+        # ffmpeg 5 ends with 0 when it was the last write that found the disk full.
+        if self.wait() != 0 or self.timed_out or DISK_FULL in self.stderr:
             raise self.failure()
 
     def failure(self) -> MediaError | NotEnoughRoom:
