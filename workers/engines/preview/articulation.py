@@ -66,13 +66,13 @@ class SpeechNetwork:
         taps, bias = self._first
         x = (log_mels - self._mean) / self._deviation
         n = len(x) - len(taps) + 1
-        x = np.maximum(sum(x[k : k + n] @ tap for k, tap in enumerate(taps)) + bias, 0.0)
+        x = np.maximum(sum(mel.product(x[k : k + n], tap) for k, tap in enumerate(taps)) + bias, 0.0)
         for dilation, (taps, bias) in zip(_DILATIONS, self._middle, strict=True):
             n = len(x) - 2 * dilation
-            convolved = sum(x[k * dilation : k * dilation + n] @ tap for k, tap in enumerate(taps)) + bias
+            convolved = sum(mel.product(x[k * dilation : k * dilation + n], tap) for k, tap in enumerate(taps)) + bias
             x = x[dilation:-dilation] + np.maximum(convolved, 0.0)
         out, bias = self._last
-        return x @ out + bias
+        return mel.product(x, out) + bias
 
 
 def _taps_first(weights: Doubles) -> Doubles:

@@ -10,16 +10,10 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from workers.engines.preview import landmarks
 from workers.engines.preview.axes import Axes
 from workers.engines.preview.framing import FramedPortrait
 from workers.engines.preview.shaping import Floats, blur_row, smoothstep, through_points
-
-# fmt: off
-_RIGHT = ([33, 246, 161, 160, 159, 158, 157, 173, 133], [33, 7, 163, 144, 145, 153, 154, 155, 133],
-          [46, 53, 52, 65, 55])
-_LEFT = ([362, 398, 384, 385, 386, 387, 388, 466, 263], [362, 382, 381, 380, 374, 373, 390, 249, 263],
-         [285, 295, 282, 283, 276])
-# fmt: on
 
 
 @dataclass(frozen=True)
@@ -63,8 +57,10 @@ class Eye:
 
 def measure_eyes(portrait: FramedPortrait) -> tuple[Eye, Eye]:
     """The person's right and left eye."""
-    right, left = (_measure(portrait, *lines) for lines in (_RIGHT, _LEFT))
-    return right, left
+    return (
+        _measure(portrait, landmarks.RIGHT_UPPER_LID, landmarks.RIGHT_LOWER_LID, landmarks.RIGHT_BROW),
+        _measure(portrait, landmarks.LEFT_UPPER_LID, landmarks.LEFT_LOWER_LID, landmarks.LEFT_BROW),
+    )
 
 
 def _measure(portrait: FramedPortrait, upper_lid: list[int], lower_lid: list[int], brow: list[int]) -> Eye:

@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from farm.errors import ConfigError
 from workers.engines.preview import face_models
+from workers.engines.preview.landmarks import LEFT_EYE_OUTER, RIGHT_EYE_OUTER
 from workers.engines.preview.shaping import Floats, Pixels
 
 Doubles = npt.NDArray[np.float64]
@@ -30,9 +31,7 @@ _SCORE = 0.5
 _TILE_SCORE = 0.6  # parts of a picture raise more false alarms than the whole
 _OVERLAP = 0.3
 # The detector knows faces of at least about a tenth of what it looks at; smaller ones are searched in these tiles.
-_TILES = ((0.6, 2), (0.3, 4))  # side as a share of the picture's longer side, tiles along the longer side
-
-RIGHT_EYE_OUTER, LEFT_EYE_OUTER = 33, 263  # the person's right is on the picture's left
+_TILES = ((0.6, 2), (0.3, 4), (0.18, 7))  # side as a share of the picture's longer side, tiles along the longer side
 
 
 @dataclass(frozen=True)

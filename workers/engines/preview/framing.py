@@ -9,15 +9,9 @@ import numpy as np
 
 from farm.errors import InputError
 from workers.engines.preview.face import Doubles, FaceReader, Mesh
+from workers.engines.preview.landmarks import OVAL
 from workers.engines.preview.settings import Framing
 from workers.engines.preview.shaping import Floats, Pixels
-
-# The outline of the face, clockwise from the top of the forehead.
-# fmt: off
-OVAL = [10, 338, 297, 332, 284, 251, 389, 356, 454, 323, 361, 288, 397, 365, 379, 378, 400, 377, 152,
-        148, 176, 149, 150, 136, 172, 58, 132, 93, 234, 127, 162, 21, 54, 103, 67, 109]
-# fmt: on
-FOREHEAD, CHIN = 10, 152
 
 _SMALL_FACE = 0.34  # of the picture's shorter side; a smaller face is moved close to
 _WANTED_FACE = 0.40

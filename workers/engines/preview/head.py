@@ -7,8 +7,8 @@ import math
 import cv2
 import numpy as np
 
-from workers.engines.preview.face import LEFT_EYE_OUTER, RIGHT_EYE_OUTER
-from workers.engines.preview.framing import CHIN, FOREHEAD, OVAL, FramedPortrait
+from workers.engines.preview.framing import FramedPortrait
+from workers.engines.preview.landmarks import CHIN, FOREHEAD, LEFT_EYE_OUTER, OVAL, RIGHT_EYE_OUTER
 from workers.engines.preview.motion import Pose
 from workers.engines.preview.shaping import Floats, smoothstep
 

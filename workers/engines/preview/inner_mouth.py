@@ -11,12 +11,10 @@ import cv2
 import numpy as np
 
 from workers.engines.preview.framing import FramedPortrait
+from workers.engines.preview.landmarks import CHEEKS_AND_CHIN, LIPS
 from workers.engines.preview.motion import Pose
 from workers.engines.preview.mouth import MouthGeometry, MouthShape
 from workers.engines.preview.shaping import Floats, blur_row, ease, luminance, median_row, smoothstep
-
-_CHEEKS_AND_CHIN = [50, 280, 205, 425, 199, 175, 101, 330]
-_LIPS = [0, 37, 267, 17, 84, 314, 91, 321]
 
 
 @dataclass(frozen=True)
@@ -53,7 +51,7 @@ class InnerMouth:
 
     def __init__(self, portrait: FramedPortrait, geometry: MouthGeometry) -> None:
         self._geometry = geometry
-        skin, lips = _colour_at(portrait, _CHEEKS_AND_CHIN), _colour_at(portrait, _LIPS)
+        skin, lips = _colour_at(portrait, CHEEKS_AND_CHIN), _colour_at(portrait, LIPS)
         self._palette = _palette(skin, lips)
         self._own = _find_teeth(portrait, geometry, float(luminance(skin))) if geometry.parted else None
         self._tooth = self._own.colour if self._own else self._palette.tooth
@@ -177,11 +175,11 @@ def _mix(under: Floats, over: Floats, share: Floats) -> Floats:
     return under * (1 - share) + over * share
 
 
-def _colour_at(portrait: FramedPortrait, landmarks: list[int]) -> Floats:
+def _colour_at(portrait: FramedPortrait, where: list[int]) -> Floats:
     """Median BGR at some landmarks."""
     width, height = portrait.size
-    x = np.clip(portrait.points[landmarks, 0], 0, width - 1).astype(int)
-    y = np.clip(portrait.points[landmarks, 1], 0, height - 1).astype(int)
+    x = np.clip(portrait.points[where, 0], 0, width - 1).astype(int)
+    y = np.clip(portrait.points[where, 1], 0, height - 1).astype(int)
     return np.median(portrait.image[y, x], axis=0).astype(np.float32)
 
 

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from workers.engines.preview import landmarks
 from workers.engines.preview.axes import Axes
-from workers.engines.preview.framing import CHIN, FramedPortrait
+from workers.engines.preview.framing import FramedPortrait
 from workers.engines.preview.motion import Pose
 from workers.engines.preview.shaping import (
     Floats,
@@ -25,15 +26,6 @@ from workers.engines.preview.shaping import (
     smoothstep,
     through_points,
 )
-
-RIGHT_CORNER, LEFT_CORNER = 61, 291
-_NOSE_BASE = 2
-_INNER_CORNERS = (78, 308)
-_UPPER_INNER = [78, 191, 80, 81, 82, 13, 312, 311, 310, 415, 308]
-_LOWER_INNER = [78, 95, 88, 178, 87, 14, 317, 402, 318, 324, 308]
-_UPPER_OUTER = [61, 185, 40, 39, 37, 0, 267, 269, 270, 409, 291]
-_LOWER_OUTER = [61, 146, 91, 181, 84, 17, 314, 405, 321, 375, 291]
-_JAW = [132, 58, 172, 136, 150, 149, 176, 148, 152, 377, 400, 378, 379, 365, 397, 288, 361]
 
 _PARTED = 0.16  # a gap of this share of the mouth's half width counts as a portrait with parted lips
 
@@ -94,22 +86,24 @@ class MouthShape:
 def measure_mouth(portrait: FramedPortrait) -> MouthGeometry:
     """Find the mouth's lines in the landmarks; where teeth show, sharpen the lip edges by their colour."""
     flat = portrait.points[:, :2]
-    origin = (flat[RIGHT_CORNER] + flat[LEFT_CORNER]) / 2
-    axes = Axes.along(flat[33], flat[263], origin)
+    origin = (flat[landmarks.RIGHT_CORNER] + flat[landmarks.LEFT_CORNER]) / 2
+    axes = Axes.along(flat[landmarks.RIGHT_EYE_OUTER], flat[landmarks.LEFT_EYE_OUTER], origin)
     local = axes.to_local(flat)
-    half = float(local[LEFT_CORNER, 0] - local[RIGHT_CORNER, 0]) / 2
-    if half < 4:
-        half = 4.0
-    centre = float(local[RIGHT_CORNER, 0] + local[LEFT_CORNER, 0]) / 2
-    jaw_left, jaw_right = float(local[_JAW, 0].min()), float(local[_JAW, 0].max())
-    nose_base, chin = 0.80 * float(local[_NOSE_BASE, 1]), float(local[CHIN, 1])
+    corners = local[[landmarks.RIGHT_CORNER, landmarks.LEFT_CORNER], 0]
+    half = max(4.0, float(corners[1] - corners[0]) / 2)
+    centre = float(corners.mean())
+    jaw_left, jaw_right = float(local[landmarks.JAW, 0].min()), float(local[landmarks.JAW, 0].max())
+    nose_base, chin = 0.80 * float(local[landmarks.NOSE_BASE, 1]), float(local[landmarks.CHIN, 1])
 
     u = np.arange(int(1.08 * jaw_left), int(1.08 * jaw_right) + 1, dtype=np.float32)
     v = np.arange(int(nose_base - 1.5 * half), int(chin + 1.25 * half) + 1, dtype=np.float32)
-    upper_inner, lower_inner = through_points(local[_UPPER_INNER], u), through_points(local[_LOWER_INNER], u)
+    upper_inner, lower_inner = (
+        through_points(local[landmarks.UPPER_INNER_LIP], u),
+        through_points(local[landmarks.LOWER_INNER_LIP], u),
+    )
     lower_inner = np.maximum(lower_inner, upper_inner)  # the landmarks of closed lips may cross
-    upper_outer = np.minimum(through_points(local[_UPPER_OUTER], u), upper_inner - 0.01)
-    lower_outer = np.maximum(through_points(local[_LOWER_OUTER], u), lower_inner + 0.01)
+    upper_outer = np.minimum(through_points(local[landmarks.UPPER_OUTER_LIP], u), upper_inner - 0.01)
+    lower_outer = np.maximum(through_points(local[landmarks.LOWER_OUTER_LIP], u), lower_inner + 0.01)
     near_centre = np.abs(u - centre) < 0.3 * half
     if float(np.median((lower_inner - upper_inner)[near_centre])) > _PARTED * half:
         upper_inner, lower_inner = _follow_teeth(
@@ -120,7 +114,7 @@ def measure_mouth(portrait: FramedPortrait) -> MouthGeometry:
     upper_outer, upper_inner, lower_inner, lower_outer = (
         blur_row(line, soft) for line in (upper_outer, upper_inner, lower_inner, lower_outer)
     )
-    chin_line = blur_row(np.maximum(through_points(local[_JAW], u), lower_outer + 0.25 * half), 0.2 * half)
+    chin_line = blur_row(np.maximum(through_points(local[landmarks.JAW], u), lower_outer + 0.25 * half), 0.2 * half)
     nose = np.minimum(np.full_like(u, nose_base), upper_outer - 0.12 * half)
     lines = MouthLines(nose, upper_outer, upper_inner, lower_inner, lower_outer, chin_line, chin_line + 1.15 * half)
     gap = float(np.median(np.maximum(lower_inner - upper_inner, 0)[near_centre]))
@@ -131,7 +125,7 @@ def measure_mouth(portrait: FramedPortrait) -> MouthGeometry:
         v=v,
         lines=lines,
         centre=centre,
-        inner=(float(local[_INNER_CORNERS[0], 0]), float(local[_INNER_CORNERS[1], 0])),
+        inner=(float(local[landmarks.RIGHT_INNER_CORNER, 0]), float(local[landmarks.LEFT_INNER_CORNER, 0])),
         reach=(_bounded((centre - jaw_left) / half), _bounded((jaw_right - centre) / half)),
         gap=gap,
         parted=gap > _PARTED * half,
