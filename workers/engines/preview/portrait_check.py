@@ -46,13 +46,14 @@ class PortraitFacts:
 
 @dataclass(frozen=True)
 class PortraitRules:
-    """Limits of one model; a model's own file may narrow them."""
+    """Limits of one model; the [portrait] table of its file in configs/models may change them."""
 
-    least_face: float = 60.0  # pixels
-    most_yaw: float = 45.0
-    most_pitch: float = 40.0
-    most_roll: float = 40.0
-    noted_yaw: float = 28.0
+    needs_face: bool = True  # False for models that animate anything
+    min_face_px: float = 60.0  # pixels
+    max_yaw_degrees: float = 45.0
+    max_pitch_degrees: float = 40.0
+    max_roll_degrees: float = 40.0
+    noted_yaw_degrees: float = 28.0
     small_share: float = 0.18  # of the photo's shorter side
     dark: float = 50.0
     blurred: float = 3.0
@@ -60,9 +61,9 @@ class PortraitRules:
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> PortraitRules:
-        """Rules with some limits replaced; unknown names are an error of the caller."""
+        """These rules with the limits that `values` names replaced; what it names besides is none of ours."""
         known = {field.name for field in fields(cls)}
-        return cls(**{name: float(value) for name, value in values.items() if name in known})
+        return cls(**{name: value for name, value in values.items() if name in known})
 
 
 def look(image_path: Path, reader: FaceReader | None = None) -> PortraitFacts:
@@ -92,25 +93,27 @@ def look(image_path: Path, reader: FaceReader | None = None) -> PortraitFacts:
 def check(facts: PortraitFacts, rules: PortraitRules | None = None) -> list[str]:
     """Notes for the report.  Raises InputError with one sentence when no model could do well with this photo."""
     rules = rules or PortraitRules()
+    if not facts.faces and not rules.needs_face:
+        return ["no face was found in the portrait"]
     if facts.turned_by:
         raise InputError(f"the portrait is not upright; turn it {facts.turned_by} degrees clockwise")
     if not facts.faces:
         raise InputError("no face was found in the portrait; use a photo that shows one face from the front")
-    if facts.face_width < rules.least_face:
+    if facts.face_width < rules.min_face_px:
         raise InputError(
             f"the face in the portrait is only {facts.face_width:.0f} px wide; "
-            f"use a photo in which it is at least {rules.least_face:.0f} px wide"
+            f"use a photo in which it is at least {rules.min_face_px:.0f} px wide"
         )
-    if abs(facts.yaw) > rules.most_yaw:
+    if abs(facts.yaw) > rules.max_yaw_degrees:
         raise InputError(
             f"the portrait shows the face from the side (turned by about {abs(facts.yaw):.0f} degrees); "
             "use a photo taken from the front"
         )
-    if abs(facts.pitch) > rules.most_pitch:
+    if abs(facts.pitch) > rules.max_pitch_degrees:
         way = "down" if facts.pitch > 0 else "up"
         raise InputError(f"the face in the portrait looks too far {way}; use a photo that looks into the camera")
 
-    if abs(facts.roll) > rules.most_roll:
+    if abs(facts.roll) > rules.max_roll_degrees:
         raise InputError("the head in the portrait lies on its side; turn the photo upright")
 
     notes = []
@@ -118,7 +121,7 @@ def check(facts: PortraitFacts, rules: PortraitRules | None = None) -> list[str]
         notes.append(f"the portrait shows {facts.faces} faces; the largest one talks")
     if facts.face_width < rules.small_share * min(facts.width, facts.height):
         notes.append("the face is small in the portrait; the film is cropped close to it")
-    if abs(facts.yaw) > rules.noted_yaw:
+    if abs(facts.yaw) > rules.noted_yaw_degrees:
         notes.append(f"the face is turned by about {abs(facts.yaw):.0f} degrees; a frontal photo looks better")
     if facts.brightness < rules.dark:
         notes.append("the face is dark; a brighter photo looks better")
