@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import selectors
 import struct
 from collections.abc import Iterator
@@ -37,9 +38,9 @@ GUESSED_DURATIONS = ("mp3", "aac", "ac3", "eac3", "amr")  # formats without an i
 class AudioFacts:
     """What decoding found.  Samples with a rate are native, the others mono at 16 kHz."""
 
-    native_rate: int  # Hz, of the first decoded frame
+    native_rate: int  # Hz; a file that changes its rate inside is counted at one of them
     native_samples: int  # per channel; the film has ceil(native_samples * fps / native_rate) frames
-    driving_samples: int
+    driving_samples: int  # ceil(native_samples * 16000 / native_rate)
     peak: float  # largest |sample|
     rms_dbfs: float
     loudness_lufs: float  # ITU-R BS.1770-4 of the mono sound; -120 for silence
@@ -120,6 +121,9 @@ def _decode(source: Path, staging: Path, timeout_seconds: float, memory_limit_by
             driving = _DrivingWriter(file, meter)
             for fd, data in _read_all(native_read, driving_read):
                 counter.take(data) if fd == native_read else driving.take(data)
+            # A resampler holds back a few samples, all of them in a very short file; the plan counts on each.
+            driving_samples = -(-counter.samples * RATE // counter.rate) if counter.rate else 0
+            driving.fit(driving_samples)
             meter.close()
             file.flush()
             os.fsync(file.fileno())
@@ -136,11 +140,11 @@ def _decode(source: Path, staging: Path, timeout_seconds: float, memory_limit_by
     return AudioFacts(
         native_rate=counter.rate,
         native_samples=counter.samples,
-        driving_samples=meter.samples,
+        driving_samples=driving_samples,
         peak=meter.peak,
         rms_dbfs=meter.rms_dbfs,
         loudness_lufs=meter.loudness_lufs,
-        pauses=meter.pauses(),
+        pauses=tuple((start, min(stop, driving_samples)) for start, stop in meter.pauses()),
         has_nan=driving.not_finite > 0,
         notes=tuple(notes),
     )
@@ -187,6 +191,11 @@ class _DrivingWriter:
         self._file.write(sound.tobytes() if wrong else data[:whole])
         self._meter.take(sound)
 
+    def fit(self, samples: int) -> None:
+        """Fill up with silence, or cut, to `samples`."""
+        self.take(bytes(4 * max(0, samples - self._meter.samples)))
+        self._file.truncate(4 * samples)
+
 
 def silence_what_is_no_number(sound: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], int]:
     """`sound` with NaN and infinity as 0, and how many there were."""
@@ -210,9 +219,9 @@ def _read_all(*fds: int) -> Iterator[tuple[int, bytes]]:
 
 
 def _complaints(stderr: str) -> Iterator[str]:
-    """What the decoder said, without the addresses and the file name in front of it."""
+    """What the decoder said, line by line, without the names and addresses in front."""
     for line in stderr.splitlines():
-        said = line.rsplit("] ", 1)[-1].strip()
+        said = re.sub(r"^(\[[^]]*\] ?)+", "", line).strip().rstrip(".")
         if said:
             yield said
 

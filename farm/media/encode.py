@@ -146,6 +146,7 @@ def segment_argv(profile: EncoderProfile, pixel_format: PixelFormat, target: Pat
         "vf": _to_profile_colour(profile, pixel_format),
         "f": "mp4",
         "movflags": FRAGMENTED,
+        "flush_packets": 1,  # a finished GOP is in the file, not in ffmpeg's buffer
         "video_track_timescale": profile.video_track_timescale,
         "fflags": "+bitexact",
         "progress": f"pipe:{progress_fd}",

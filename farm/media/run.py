@@ -80,7 +80,8 @@ class Child:
     @property
     def stderr(self) -> str:
         """The last lines that the child wrote to stderr."""
-        return bytes(self._tail).decode(errors="replace")
+        said = bytes(self._tail).decode(errors="replace")
+        return said.partition("\n")[2] if len(self._tail) == TAIL_BYTES else said  # the first line may be half a line
 
     @property
     def running(self) -> bool:
