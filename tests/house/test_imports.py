@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import sys
 from pathlib import Path
 
@@ -46,6 +47,7 @@ CHILD_ROOT = Path("workers/host/child.py")
 ENGINES = Path("workers/engines")
 
 
+@functools.cache
 def imported_modules(path: Path) -> set[str]:
     """Every module that a file imports anywhere, by its full name; for `from a import b` both a and a.b."""
     package = path.parent.parts
@@ -72,6 +74,7 @@ def file_of(module: str) -> Path | None:
     return None
 
 
+@functools.cache
 def loaded_by(start: Path) -> set[Path]:
     """Our own files that importing `start` brings in, packages' __init__ included."""
     reached: set[Path] = set()
