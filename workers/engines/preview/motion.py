@@ -36,6 +36,7 @@ _SMOOTHING = {
 }
 # A closed p, b or m may last only 60 ms; holding its peak this long makes sure that one frame at 24 fps shows it.
 _HOLD = {Curve.CLOSE: 3, Curve.TUCK: 2}
+_HUSH = 8
 
 _SWAY = ((0.11, 0.50), (0.23, 0.30), (0.41, 0.15), (0.67, 0.07))  # Hz, amplitude
 _BREATH_HZ = 0.26
@@ -196,12 +197,24 @@ def _weigh(series: Curves, weights: Curves, ahead: int) -> Curves:
 
 def _smoothed(window: Curves, curve: Curve) -> Curves:
     series = window[:, curve] * _FINE
+    if curve is Curve.TALK:
+        series = series * _audible(window) // _WHOLE
     hold = _HOLD.get(curve, 0)
     if hold:
         padded = np.pad(series, hold, mode="edge")
         series = np.lib.stride_tricks.sliding_window_view(padded, 2 * hold + 1).max(axis=1)
     half = _SMOOTHING[curve]
     return _weigh(series, _hann(half), ahead=half - 1)
+
+
+def _audible(window: Curves) -> Curves:
+    """0 at 30 dB under the speech level, 1 at 20 dB.
+
+    The network has never heard digital silence and may take it for a whisper.
+    """
+    level = np.clip((window[:, Curve.LEVEL] + 14 * UNIT) * _FINE * 2 // 5, 0, _WHOLE)
+    # Held over the short silence of a p, t or k.
+    return np.lib.stride_tricks.sliding_window_view(np.pad(level, _HUSH, mode="edge"), 2 * _HUSH + 1).max(axis=1)
 
 
 _SLOW = np.rint(4096 * np.exp(-np.arange(400) / 133.0)).astype(np.int64)
