@@ -48,9 +48,7 @@ def sync(path: Path) -> None:
         os.close(fd)
 
 
-def seal(
-    staged: Path, final: Path, kind: ArtifactKind, facts: Mapping[str, Any] | None = None
-) -> NewArtifact:
+def seal(staged: Path, final: Path, kind: ArtifactKind, facts: Mapping[str, Any] | None = None) -> NewArtifact:
     """Turn a finished staging file into the artifact `final`.  It is public once the ledger has it."""
     sync(staged)
     digest = sha256_of(staged)

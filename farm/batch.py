@@ -76,7 +76,9 @@ def read_batch(path: Path) -> list[Row]:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
-        raise InputError(f"{path}:{line}: this is not UTF-8 text; save the file as UTF-8 (in Excel: CSV UTF-8)") from None
+        raise InputError(
+            f"{path}:{line}: this is not UTF-8 text; save the file as UTF-8 (in Excel: CSV UTF-8)"
+        ) from None
     if "\0" in text:
         raise InputError(f"{path} holds binary data; give a CSV or JSONL file in UTF-8")
     rows = _read_jsonl(text, path) if path.suffix.lower() in (".jsonl", ".ndjson") else _read_csv(text, path)

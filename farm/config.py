@@ -87,7 +87,11 @@ class Settings(BaseSettings):
     """All settings of one farm.  Frozen; every part of the farm is handed the same one."""
 
     model_config = SettingsConfigDict(
-        env_prefix="FARM_", env_nested_delimiter="__", extra="forbid", frozen=True, nested_model_default_partial_update=True
+        env_prefix="FARM_",
+        env_nested_delimiter="__",
+        extra="forbid",
+        frozen=True,
+        nested_model_default_partial_update=True,
     )
 
     home: Path = Field(default_factory=lambda: default_home())

@@ -113,12 +113,14 @@ class PresetSpec(_Table):
     load: dict[str, Any] = {}  # what that engine is loaded with
 
 
-class PortraitRules(_Table):
-    """What a portrait must be for this model; pixels of the portrait as given."""
+class PortraitLimits(_Table):
+    """What a portrait must be for this model; what is not set is the portrait check's own.  Pixels and degrees."""
 
     needs_face: bool = True
-    min_face_px: int = 60
-    max_yaw_degrees: float = 50.0
+    min_face_px: float | None = None
+    max_yaw_degrees: float | None = None
+    max_pitch_degrees: float | None = None
+    max_roll_degrees: float | None = None
 
 
 class ModelSpec(_Table):
@@ -127,6 +129,7 @@ class ModelSpec(_Table):
     summary: str
     licence: str
     engine: str  # module with make_engine(settings)
+    measure: str = ""  # module with measure(audio): what `prepare` learns of the whole audio for the engine
     queue: str
     device_kinds: list[str]
     memory_gb: float
@@ -136,7 +139,7 @@ class ModelSpec(_Table):
     segment_seconds: float | None = None
     frames: FrameSpec
     size: SizeSpec
-    portrait: PortraitRules = PortraitRules()
+    portrait: PortraitLimits = PortraitLimits()
     settings: dict[str, SettingSpec] = {}
     presets: dict[str, PresetSpec]
     source: dict[str, Any] = {}  # where weights come from, for `farm models pull`
@@ -180,7 +183,7 @@ class ModelSpec(_Table):
         """`512x768` or `512` as (width, height) in pixels; the default for nothing.  Raises InputError."""
         if not text:
             return self.size.default
-        width_text, _, height_text = text.lower().replace("×", "x").partition("x")  # noqa: RUF001
+        width_text, _, height_text = text.lower().replace("×", "x").partition("x")
         try:
             width = int(width_text)
             height = int(height_text) if height_text else width

@@ -67,9 +67,7 @@ def plan_segments(
     ]
 
 
-def _nearest_pause(
-    cut: int, previous: int, reach: int, chunk_frames: int, pauses: Sequence[tuple[int, int]]
-) -> int:
+def _nearest_pause(cut: int, previous: int, reach: int, chunk_frames: int, pauses: Sequence[tuple[int, int]]) -> int:
     """The chunk boundary inside a pause that lies nearest to `cut`, or `cut` when none is in reach."""
     best = cut
     best_distance = reach + 1

@@ -80,7 +80,9 @@ def submit(
     rows = [Row(row.number, {**(defaults or {}), **row.cells}) for row in rows]
     films = output_dir or (Path(settings.output_dir) if settings.output_dir else base / "films")
     files, file_errors = _look_at_files(ledger, settings, rows, base, on_progress)
-    checker = _Checker(settings, base, films.absolute(), user, files, file_errors, secrets.token_hex(8) if again else "")
+    checker = _Checker(
+        settings, base, films.absolute(), user, files, file_errors, secrets.token_hex(8) if again else ""
+    )
     requests: list[JobRequest] = []
     problems: list[RowProblem] = []
     for row in rows:
@@ -115,7 +117,9 @@ def _look_at_files(
     on_progress: Callable[[int, int], None] | None,
 ) -> tuple[dict[tuple[str, str], _File], dict[tuple[str, str], str]]:
     """Hash and probe every input once, by (column, path).  Files known by size and change time are not opened."""
-    wanted = {(c, str(_absolute(row.cells[c], base))) for row in rows for c in ("portrait", "audio") if row.cells.get(c)}
+    wanted = {
+        (c, str(_absolute(row.cells[c], base))) for row in rows for c in ("portrait", "audio") if row.cells.get(c)
+    }
     remembered = known_files(ledger, sorted({path for _, path in wanted}))
     found: dict[tuple[str, str], _File] = {}
     errors: dict[tuple[str, str], str] = {}
@@ -127,7 +131,12 @@ def _look_at_files(
             path = _allowed(Path(path_text), settings.input_roots, column)
             stat = path.stat()
             known = remembered.get(path_text)
-            if known and known.size_bytes == stat.st_size and known.mtime_ns == stat.st_mtime_ns and column in known.facts:
+            if (
+                known
+                and known.size_bytes == stat.st_size
+                and known.mtime_ns == stat.st_mtime_ns
+                and column in known.facts
+            ):
                 return item, _File(known.sha256, known.facts[column]), None
             facts = _probe(column, path, settings)
             digest = sha256_of(path)
@@ -164,7 +173,9 @@ def _probe(column: str, path: Path, settings: Settings) -> dict[str, Any]:
         raise InputError(f"audio {path} is larger than {limits.audio_file_gb:g} GB; cut it or compress it")
     audio = probe_audio(path)
     if audio.duration_seconds > limits.audio_hours * 3600:
-        raise InputError(f"audio {path} claims to last {audio.duration_seconds / 3600:.0f} hours; the limit is {limits.audio_hours:g}")
+        raise InputError(
+            f"audio {path} claims to last {audio.duration_seconds / 3600:.0f} hours; the limit is {limits.audio_hours:g}"
+        )
     return {"seconds": audio.duration_seconds, "rate": audio.sample_rate}
 
 
@@ -273,7 +284,9 @@ class _Checker:
         if output.suffix.lower() != ".mp4":
             output = output.with_name(output.name + ".mp4")
         if len(os.fsencode(output.name)) > 240:
-            raise InputError(f"the film's name {output.name[:40]}… is longer than a file system allows; give a shorter name")
+            raise InputError(
+                f"the film's name {output.name[:40]}… is longer than a file system allows; give a shorter name"
+            )
         if output.is_dir():
             raise InputError(f"output {output} is a folder")
         return _allowed(output, self.settings.output_roots, "output")
@@ -305,7 +318,9 @@ def _check_outputs(
         holder = used.get(request.output)
         if holder is not None and holder[2] not in FINISHED:
             problems.append(
-                RowProblem(request.row_number, f"job {holder[1]} is about to write {request.output}; give another output")
+                RowProblem(
+                    request.row_number, f"job {holder[1]} is about to write {request.output}; give another output"
+                )
             )
         elif holder is None and not overwrite and Path(request.output).exists():
             problems.append(

@@ -44,9 +44,7 @@ def cancel(ledger: Ledger, job_id: int, *, reason: str = "cancelled by request")
                     .where(AttemptRow.segment_id.in_(ids), AttemptRow.ended_at.is_(None))
                     .values(ended_at=db_now(), outcome=Event.CANCEL.value, reason=reason)
                 )
-                session.execute(
-                    update(WorkerRow).where(WorkerRow.segment_id.in_(ids)).values(segment_id=None)
-                )
+                session.execute(update(WorkerRow).where(WorkerRow.segment_id.in_(ids)).values(segment_id=None))
         append(session, Event.CANCEL, job_id=job_id, detail=reason)
         ripple(session, job_id, reason=reason, failure="cancel")
         return True

@@ -27,7 +27,15 @@ def _upsert(ledger: Ledger) -> Any:
 
 
 def say_hello(
-    ledger: Ledger, *, name: str, queue: str, machine: str, pid: int, incarnation: str, device: str, info: dict[str, Any]
+    ledger: Ledger,
+    *,
+    name: str,
+    queue: str,
+    machine: str,
+    pid: int,
+    incarnation: str,
+    device: str,
+    info: dict[str, Any],
 ) -> Worker | None:
     """Write that a worker starts.  Returns what the ledger held under that name before, None for a new one."""
 

@@ -58,7 +58,8 @@ def remember_files(ledger: Ledger, files: Sequence[KnownFile]) -> None:
                 statement.on_conflict_do_update(
                     index_elements=[FileRow.path],
                     set_={
-                        name: getattr(statement.excluded, name) for name in ("size_bytes", "mtime_ns", "sha256", "facts")
+                        name: getattr(statement.excluded, name)
+                        for name in ("size_bytes", "mtime_ns", "sha256", "facts")
                     },
                 )
             )

@@ -67,7 +67,11 @@ def ensure_current(ledger: Ledger) -> None:
         return
     if have is None or ledger.is_sqlite:
         if have is None and inspect(ledger.engine).has_table("jobs"):
-            raise LedgerError("this database holds tables named like the farm's that the farm did not make; use another")
+            raise LedgerError(
+                "this database holds tables named like the farm's that the farm did not make; use another"
+            )
         upgrade(ledger)
         return
-    raise LedgerError(f"the ledger is at revision {have}, this farm needs {want}; drain the workers, then run `farm db upgrade`")
+    raise LedgerError(
+        f"the ledger is at revision {have}, this farm needs {want}; drain the workers, then run `farm db upgrade`"
+    )

@@ -313,9 +313,7 @@ def _insert_plan(session: Session, lease: Lease, plan: Sequence[PlannedSegment],
     session.execute(insert(OutboxRow).values(queue=queue, created_at=db_now()))
 
 
-def release(
-    ledger: Ledger, lease: Lease, decision: Decision, *, frames: int = 0, device_seconds: float = 0.0
-) -> None:
+def release(ledger: Ledger, lease: Lease, decision: Decision, *, frames: int = 0, device_seconds: float = 0.0) -> None:
     """End the attempt without a result, as `decision` says.  Raises LeaseLost."""
 
     def story(session: Session) -> None:

@@ -273,9 +273,7 @@ def events(
         if newest:
             rows.reverse()
         return [
-            LedgerEvent(
-                r.id, r.at, r.event, r.batch_id, r.job_id, r.segment_id, r.attempt, r.worker, r.detail
-            )
+            LedgerEvent(r.id, r.at, r.event, r.batch_id, r.job_id, r.segment_id, r.attempt, r.worker, r.detail)
             for r in rows
         ]
 
@@ -422,9 +420,7 @@ def render_speed(ledger: Ledger, model: str, *, last: int = 50) -> float | None:
         .subquery()
     )
     with ledger.read() as session:
-        frames, seconds = session.execute(
-            select(func.sum(newest.c.frames), func.sum(newest.c.device_seconds))
-        ).one()
+        frames, seconds = session.execute(select(func.sum(newest.c.frames), func.sum(newest.c.device_seconds))).one()
     return float(frames) / float(seconds) if frames and seconds else None
 
 
@@ -432,10 +428,7 @@ def unfinished(ledger: Ledger, job_ids: Sequence[int]) -> int:
     """How many of these jobs have not ended."""
     with ledger.read() as session:
         return (
-            session.scalar(
-                select(func.count()).where(JobRow.id.in_(job_ids), JobRow.state.not_in(list(FINISHED)))
-            )
-            or 0
+            session.scalar(select(func.count()).where(JobRow.id.in_(job_ids), JobRow.state.not_in(list(FINISHED)))) or 0
         )
 
 
@@ -443,13 +436,7 @@ def has_open_work(ledger: Ledger) -> bool:
     """Whether any job of the ledger can still move."""
     with ledger.read() as session:
         return bool(
-            session.scalar(
-                select(
-                    exists().where(
-                        and_(or_(JobRow.state.not_in(list(FINISHED))), ~JobRow.paused)
-                    )
-                )
-            )
+            session.scalar(select(exists().where(and_(or_(JobRow.state.not_in(list(FINISHED))), ~JobRow.paused))))
         )
 
 
@@ -461,3 +448,19 @@ def count_segments(ledger: Ledger, job_id: int) -> dict[tuple[SegmentKind, Segme
             .group_by(SegmentRow.kind, SegmentRow.state)
         ).all()
         return {(kind, state): count for kind, state, count in rows}
+
+
+def overdue_workers(ledger: Ledger, machine: str) -> list[Worker]:
+    """Workers of a machine that hold a lease which ran out."""
+    with ledger.read() as session:
+        rows = session.scalars(
+            select(WorkerRow)
+            .join(SegmentRow, SegmentRow.leased_by == WorkerRow.name)
+            .where(
+                WorkerRow.machine == machine,
+                SegmentRow.state == SegmentState.LEASED,
+                SegmentRow.lease_until < db_now(),
+            )
+            .distinct()
+        ).all()
+        return [worker_value(row) for row in rows]

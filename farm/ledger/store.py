@@ -25,7 +25,7 @@ BUSY_SECONDS = 30.0  # how long one statement waits for another writer
 RETRY_SECONDS = 60.0  # how long a transaction is tried again while the database is away or in conflict
 
 
-class db_now(FunctionElement[float]):  # noqa: N801  reads as a function in statements
+class db_now(FunctionElement[float]):
     """The database's clock, in seconds since 1970-01-01 UTC.
 
     Leases are judged by this clock alone, so machines of a farm may disagree about the time.  On PostgreSQL it is the

@@ -75,6 +75,7 @@ class FilmRequest:
     seed: int
     settings: Mapping[str, Any]  # the preset's values with the job's own over them, all known to this model
     facts: Mapping[str, Any]  # measured once by `prepare` over the whole audio, e.g. {"speech_gain": 1.7}
+    save_memory: bool = False  # the attempt before ran out of memory: use less of it, at any speed
 
 
 class Session(Protocol):

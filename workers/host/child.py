@@ -176,6 +176,7 @@ class Child:
                 seed=film["seed"],
                 settings=film["settings"],
                 facts=film["facts"],
+                save_memory=film.get("save_memory", False),
             )
             session = self.engine.begin(request, int(message["first_frame"]), carry if message["carry"] else None)
             done = 0

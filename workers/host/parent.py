@@ -21,8 +21,8 @@ from typing import Any
 
 import psutil
 
+from farm.devices import DeviceSet
 from farm.errors import ConfigError, DeviceFault, EngineError, FarmError, InputError, OutOfMemory
-from workers.devices import DeviceSet
 from workers.host.wire import HungUp, Wire
 
 log = logging.getLogger(__name__)
@@ -228,7 +228,9 @@ class Host:
             left = deadline - time.monotonic()
             if left <= 0:
                 self.kill()
-                raise DeviceFault(f"the host showed no progress for {patience_seconds:.0f} s while {doing}; it was killed")
+                raise DeviceFault(
+                    f"the host showed no progress for {patience_seconds:.0f} s while {doing}; it was killed"
+                )
             try:
                 heard = self._inbox.get(timeout=min(left, 0.5))
             except queue.Empty:
@@ -247,7 +249,13 @@ class Host:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 code = self._process.wait(2.0)
         self.kill()
-        how = "ended" if code is None else f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with {code}"
+        how = (
+            "ended"
+            if code is None
+            else f"was killed by {signal.Signals(-code).name}"
+            if code < 0
+            else f"exited with {code}"
+        )
         return DeviceFault(f"the host {how} {when}" + (f"; it said: {words}" if words else ""))
 
     def _error_from(self, message: Mapping[str, Any]) -> FarmError:

@@ -1,0 +1,60 @@
+"""Mending the ledger when published work turns out to be gone."""
+
+from __future__ import annotations
+
+from sqlalchemy import delete, insert, select, update
+from sqlalchemy.orm import Session
+
+from farm.ledger.history import append
+from farm.ledger.ripple import ripple
+from farm.ledger.store import Ledger, db_now
+from farm.ledger.tables import ArtifactRow, JobRow, OutboxRow, SegmentRow
+from farm.states import ArtifactKind, SegmentKind, SegmentState
+
+
+def render_again(ledger: Ledger, job_id: int, number: int, reason: str) -> bool:
+    """Queue a published render segment again because its file is missing or was changed.
+
+    This is the one way out of `succeeded`, taken only while the film is not published: the ledger promised a file that
+    is not there, and promising it further would fail the job for good.  The segments after it keep their carries; the
+    engine's determinism makes the new file equal to the old one.
+    """
+
+    def story(session: Session) -> bool:
+        row = session.scalar(
+            select(SegmentRow)
+            .where(SegmentRow.job_id == job_id, SegmentRow.kind == SegmentKind.RENDER, SegmentRow.number == number)
+            .with_for_update()
+        )
+        film = session.scalar(
+            select(ArtifactRow.id).where(ArtifactRow.job_id == job_id, ArtifactRow.kind == ArtifactKind.FILM)
+        )
+        if row is None or row.state is not SegmentState.SUCCEEDED or film is not None:
+            return False
+        session.execute(
+            update(SegmentRow)
+            .where(SegmentRow.id == row.id, SegmentRow.token == row.token)
+            .values(state=SegmentState.QUEUED, queued_at=db_now(), finished_at=None, not_before=0.0, reason=reason)
+        )
+        session.execute(
+            update(SegmentRow)
+            .where(
+                SegmentRow.job_id == job_id,
+                SegmentRow.kind == SegmentKind.ASSEMBLE,
+                SegmentRow.state.in_((SegmentState.QUEUED, SegmentState.FAILED)),
+            )
+            .values(state=SegmentState.WAITING, finished_at=None)
+        )
+        session.execute(
+            delete(ArtifactRow).where(
+                ArtifactRow.job_id == job_id,
+                ArtifactRow.segment_number == number,
+            )
+        )
+        append(session, "render_again", job_id=job_id, segment_id=row.id, detail=reason)
+        session.execute(select(JobRow.id).where(JobRow.id == job_id).with_for_update())
+        ripple(session, job_id)
+        session.execute(insert(OutboxRow).values(queue=row.queue, created_at=db_now()))
+        return True
+
+    return ledger.write(story)

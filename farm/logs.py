@@ -1,0 +1,38 @@
+"""Logging: one line a message, with the worker's and job's names in it, and no secrets."""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+import time
+
+_SECRETS = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*://[^\s:/@]*):(?P<password>[^\s@]+)@", re.IGNORECASE)
+_KEYS = re.compile(
+    r"(?P<name>(?:api[_-]?key|password|secret|token|authorization)[\"']?\s*[=:]\s*)[\"']?[^\s\"',]{4,}", re.I
+)
+
+
+def redact(text: str) -> str:
+    """`text` without the passwords of URLs and the values of keys."""
+    return _KEYS.sub(r"\g<name>***", _SECRETS.sub(r"\g<scheme>:***@", text))
+
+
+class _Redacting(logging.Formatter):
+    converter = time.gmtime
+
+    def format(self, record: logging.LogRecord) -> str:
+        return redact(super().format(record))
+
+
+def log_to_stderr(level: int = logging.INFO) -> None:
+    """Log to stderr, which `farm up` and systemd turn into files.  Replaces earlier handlers."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        _Redacting("%(asctime)s.%(msecs)03dZ %(levelname)-7s %(name)s: %(message)s", "%Y-%m-%dT%H:%M:%S")
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level)
+    for chatty in ("alembic", "kombu", "amqp", "PIL"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)

@@ -1,0 +1,105 @@
+"""The reaper: one worker at a time expires dead leases, rings again for what waits too long, and sweeps up.
+
+Any worker may be it; a lock in the ledger, judged by the ledger's clock, says who.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+
+import psutil
+
+from farm.config import Settings
+from farm.ledger import Ledger, crew, moves, read
+from farm.ledger.values import Worker
+from farm.roster import machine_name
+
+log = logging.getLogger(__name__)
+
+LOCK = "reaper"
+
+
+class Reaper:
+    """Sweeps in a thread of its own until stopped."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        settings: Settings,
+        *,
+        holder: str,
+        ring: Callable[[list[str]], None],
+        kill: Callable[[int], None],
+    ) -> None:
+        self._ledger = ledger
+        self._settings = settings
+        self._holder = holder
+        self._ring = ring
+        self._kill = kill
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="reaper", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join(10)
+            try:
+                crew.stop_leading(self._ledger, LOCK, self._holder)
+            except Exception as error:
+                log.debug("the reaper's lock was not given back: %s", error)
+
+    def _run(self) -> None:
+        while not self._stop.wait(self._settings.lease.sweep_seconds):
+            try:
+                self.kill_overdue_hosts_here()
+                if crew.lead(self._ledger, LOCK, self._holder, ttl_seconds=3 * self._settings.lease.sweep_seconds):
+                    self.sweep()
+            except Exception as error:
+                log.warning("the reaper will try again: %s", error)
+
+    def sweep(self) -> None:
+        """One round of the leader."""
+        expired = moves.expire_leases(self._ledger, self._settings.retry.policy())
+        if expired:
+            log.warning("took back %d leases whose workers vanished", len(expired))
+        for name in crew.mark_lost(self._ledger):
+            log.warning("worker %s stopped beating without a goodbye", name)
+        owed = set(crew.take_owed_doorbells(self._ledger))
+        owed.update(read.ringable_queues(self._ledger, self._settings.lease.ring_again_seconds))
+        self._ring(sorted(owed))
+
+    def kill_overdue_hosts_here(self) -> None:
+        """Kill hosts on this machine whose worker is dead or out of time, before their lease goes to another.
+
+        A worker that is only suspended would otherwise find its host still rendering on a device that someone else
+        was given.
+        """
+        overdue = read.overdue_workers(self._ledger, machine_name())
+        for worker in overdue:
+            if worker.host_pid is not None and _is_same_process(worker.host_pid, worker.info.get("host_started")):
+                log.warning("%s is out of time; its host %d is killed", worker.name, worker.host_pid)
+                self._kill(worker.host_pid)
+
+    def bury(self, worker: Worker) -> bool:
+        """Whether the process behind a worker's row of this machine is dead, its host killed if it was left behind."""
+        if _is_same_process(worker.pid, worker.info.get("process_started")):
+            return False
+        if worker.host_pid is not None and _is_same_process(worker.host_pid, worker.info.get("host_started")):
+            self._kill(worker.host_pid)
+        return True
+
+
+def _is_same_process(pid: int, started: object) -> bool:
+    """Whether `pid` is still the process that started at that instant, and not a later one with its number."""
+    if not isinstance(started, int | float):
+        return False
+    try:
+        process = psutil.Process(pid)
+        return abs(process.create_time() - started) < 1.0 and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False

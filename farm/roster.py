@@ -1,0 +1,130 @@
+"""Which workers this machine has: configs/workers.toml, or $FARM_HOME/workers.toml instead."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from farm.config import home_from_environment, read_toml
+from farm.devices import DeviceSet, parse_devices
+from farm.errors import ConfigError, InputError, NotFound
+from farm.ledger.intake import PREPARE_QUEUE
+from farm.models import ModelSpec, load_model
+from farm.paths import shipped
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,60}")
+
+
+class WorkerSpec(BaseModel):
+    """One worker as configured."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    model: str = ""
+    preset: str = ""
+    devices: str = "cpu"
+    python_executable: str = ""
+    env_script: str = ""
+    environment: dict[str, str] = {}
+    settings: dict[str, Any] = {}
+    enabled: bool = True
+
+    @property
+    def renders(self) -> bool:
+        """Whether it keeps an engine; otherwise it prepares and assembles."""
+        return bool(self.model)
+
+    @property
+    def device_set(self) -> DeviceSet:
+        return parse_devices(self.devices)
+
+    @property
+    def python(self) -> str:
+        return self.python_executable or sys.executable
+
+    @property
+    def full_name(self) -> str:
+        """Its name in the ledger and in Celery: unique over all machines of the farm."""
+        return f"{self.name}@{machine_name()}"
+
+    def load_model(self) -> ModelSpec:
+        return load_model(self.model)
+
+    @property
+    def queue(self) -> str:
+        if not self.renders:
+            return PREPARE_QUEUE
+        model = self.load_model()
+        return model.queue_for(self.preset or model.default_preset)
+
+
+def machine_name() -> str:
+    """This machine among those of the farm."""
+    return os.environ.get("FARM_MACHINE") or socket.gethostname()
+
+
+def roster_file() -> Path:
+    own = home_from_environment() / "workers.toml"
+    return own if own.is_file() else shipped("configs") / "workers.toml"
+
+
+def load_roster() -> list[WorkerSpec]:
+    """Every enabled worker of this machine.  Raises ConfigError naming file and key."""
+    path = roster_file()
+    tables = read_toml(path).get("workers", {})
+    if not isinstance(tables, dict) or not tables:
+        raise ConfigError(f"{path}: workers: there is no [workers.NAME] table")
+    specs: list[WorkerSpec] = []
+    for name, table in tables.items():
+        where = f"{path}: workers.{name}"
+        if not _NAME.fullmatch(name):
+            raise ConfigError(f"{where}: a worker's name has letters, digits, '.', '_' and '-' only")
+        try:
+            spec = WorkerSpec(name=name, **table)
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise ConfigError(f"{where}.{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        except TypeError:
+            raise ConfigError(f"{where}: must be a table") from None
+        if spec.enabled:
+            _check(spec, where)
+            specs.append(spec)
+    for one, other in itertools.combinations(specs, 2):
+        if one.device_set.overlaps(other.device_set):
+            raise ConfigError(
+                f"{path}: workers {one.name} and {other.name} both claim {one.devices} / {other.devices};"
+                " a device belongs to one worker"
+            )
+    return specs
+
+
+def _check(spec: WorkerSpec, where: str) -> None:
+    try:
+        devices = spec.device_set
+        if not spec.renders:
+            return
+        model = spec.load_model()
+        model.preset(spec.preset or model.default_preset)
+    except (InputError, ConfigError) as error:
+        raise ConfigError(f"{where}: {error}") from None
+    if devices.kind not in model.device_kinds:
+        raise ConfigError(
+            f"{where}: devices: {model.id} renders on {', '.join(model.device_kinds)}, not on {devices.kind}"
+        )
+
+
+def find_worker(name: str) -> WorkerSpec:
+    """The configured worker `name`.  Raises NotFound."""
+    specs = load_roster()
+    for spec in specs:
+        if name in (spec.name, spec.full_name):
+            return spec
+    raise NotFound(f"{roster_file()} names no worker {name!r}; it has {', '.join(s.name for s in specs)}")

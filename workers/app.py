@@ -1,0 +1,106 @@
+"""The Celery side of a worker: it hears doorbells, answers pings and shows Flower what the runner does.
+
+    python -m workers.app NAME        NAME is a table of configs/workers.toml
+
+Celery delivers and knows nothing else.  The runner works in a thread of its own, so the pool is always free: a worker
+that renders answers pings at once and stays online in Flower, and a doorbell returns in a millisecond.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+from typing import Any
+
+from celery import Celery, bootsteps
+from celery.worker import WorkController
+from kombu import Queue
+
+from farm.config import Settings, load_settings
+from farm.doorbell import TASK, Doorbell, make_app, queue_name
+from farm.errors import FarmError
+from farm.ledger import open_ledger
+from farm.ledger.migrate import ensure_current
+from farm.logs import log_to_stderr
+from farm.roster import WorkerSpec, find_worker
+from workers.announce import EventStream
+from workers.runner import Runner, make_runner
+
+log = logging.getLogger(__name__)
+
+
+class RunnerStep(bootsteps.StartStopStep):  # type: ignore[misc]
+    """Starts the runner with the Celery worker, and stops it before the worker goes."""
+
+    requires = ("celery.worker.components:Pool",)
+
+    def __init__(self, parent: WorkController, **_: Any) -> None:
+        self.thread: threading.Thread | None = None
+
+    def start(self, parent: WorkController) -> None:
+        runner: Runner = parent.app.farm_runner
+        parent.app.farm_controller = parent
+        self.thread = threading.Thread(target=runner.run, name="runner", daemon=True)
+        self.thread.start()
+
+    def stop(self, parent: WorkController) -> None:
+        runner: Runner = parent.app.farm_runner
+        runner.stop()
+        # The attempt ends at its next chunk or its host is killed, so this returns; then the lease is given back.
+        runner.finished.wait(runner.settings.host.stop_seconds + 15.0)
+
+    terminate = stop
+
+
+def build(settings: Settings, spec: WorkerSpec) -> Celery:
+    """The Celery app of one worker, with its runner in it."""
+    app = make_app(settings)
+    app.conf.task_queues = [Queue(queue_name(spec.queue), routing_key=queue_name(spec.queue))]
+    app.conf.task_default_queue = queue_name(spec.queue)
+    ledger = open_ledger(settings.ledger)
+    ensure_current(ledger)
+
+    def dispatcher() -> Any:
+        controller = getattr(app, "farm_controller", None)
+        consumer = getattr(controller, "consumer", None)
+        return getattr(consumer, "event_dispatcher", None)
+
+    app.farm_runner = make_runner(
+        ledger, settings, spec, doorbell=Doorbell(settings), announcer=EventStream(dispatcher, spec.full_name)
+    )
+    app.steps["worker"].add(RunnerStep)
+
+    @app.task(name=TASK)  # type: ignore[untyped-decorator]
+    def doorbell(queue: str) -> None:
+        """There is work for this queue; the ledger knows which."""
+        app.farm_runner.wake()
+
+    return app
+
+
+def main(argv: list[str]) -> int:
+    log_to_stderr()
+    try:
+        settings = load_settings()
+        spec = find_worker(argv[0])
+        app = build(settings, spec)
+    except FarmError as error:
+        log.error("%s", error)
+        return error.exit_code
+    worker = app.Worker(
+        hostname=spec.full_name,
+        pool="threads",
+        concurrency=1,
+        task_events=True,
+        without_mingle=True,  # workers have nothing to tell each other at start
+        without_gossip=True,  # and nothing later: the ledger does that
+        loglevel="INFO",
+        quiet=True,
+    )
+    worker.start()
+    return int(worker.exitcode or 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,223 @@
+"""Rendering one leased segment: the host yields frames, the encoder takes them, the file is sealed."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from farm.artifacts import JobFolder, seal, staging_name
+from farm.errors import DeviceFault, EngineError, FarmError, MediaError
+from farm.ledger import Ledger, read
+from farm.ledger.values import Lease, NewArtifact
+from farm.media.encode import SegmentEncoder
+from farm.media.pictures import thumbnail
+from farm.media.profile import EncoderProfile
+from farm.models import ModelSpec
+from farm.states import ArtifactKind
+from workers.heart import LeaseWatch
+from workers.host.parent import Host, HostSpec, Loaded, Progress, Rendered
+from workers.workshop import Stopped
+
+log = logging.getLogger(__name__)
+
+ENCODER_SECONDS = 120.0  # for the frames that are still in the encoder when the last one was rendered
+SUFFIX = ".ts"
+
+
+@dataclass(frozen=True, slots=True)
+class RenderedSegment:
+    artifacts: tuple[NewArtifact, ...]
+    carry: bytes
+    frames: int
+    device_seconds: float
+    engine_version: str
+
+
+class Renderer:
+    """Owns the host of one worker and renders segments with it."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        artifacts_dir: Path,
+        spec: HostSpec,
+        model: ModelSpec,
+        stop_seconds: float,
+        on_progress: Callable[[Lease, int], None],
+    ) -> None:
+        self.host = Host(spec)
+        self.restarts = -1  # the first start is none
+        self._ledger = ledger
+        self._artifacts_dir = artifacts_dir
+        self._model = model
+        self._stop_seconds = stop_seconds
+        self._on_progress = on_progress
+
+    @property
+    def is_warm(self) -> bool:
+        return self.host.is_alive and self.host.loaded is not None
+
+    def warm_up(self, give_up: threading.Event) -> Loaded:
+        """Start the host and load the engine.  Raises ConfigError, and what loading raised."""
+        self.restarts += 1
+        loaded = self.host.start(give_up)
+        problem = mismatch(self._model, loaded)
+        if problem:
+            self.host.kill()
+            raise EngineError(problem)
+        return loaded
+
+    def render(self, lease: Lease, watch: LeaseWatch) -> RenderedSegment:
+        """Render and seal one segment.
+
+        Raises Stopped when the lease or the worker must end, and the errors of the host and the encoder.
+        """
+        if self.host.loaded is None:
+            raise DeviceFault("the host is not loaded")
+        job, segment = lease.job, lease.segment
+        folder = JobFolder(self._artifacts_dir, job.id).make()
+        final = folder.segment(segment.number, lease.token, SUFFIX)
+        staged = staging_name(final, lease.token)
+        profile = EncoderProfile.from_json(json.dumps(job.profile))
+        description = self.host.loaded.description
+        with SegmentEncoder(profile, description["pixel_format"], staged) as encoder:
+            done = self._drive_host(lease, watch, encoder)
+            encoded = encoder.finish(ENCODER_SECONDS)
+        if encoded.frames != segment.frames:
+            staged.unlink(missing_ok=True)
+            raise MediaError(
+                ["encoder"], 0, f"{encoded.frames} frames were encoded where {segment.frames} were planned"
+            )
+        assert done.carry is not None
+        facts = {"frames": encoded.frames, "extradata_sha1": encoded.extradata_sha1}
+        artifacts = [seal(staged, final, ArtifactKind.SEGMENT, facts)]
+        picture = _thumbnail_of(final, folder, lease)
+        if picture is not None:
+            artifacts.append(picture)
+        return RenderedSegment(
+            tuple(artifacts), done.carry, done.frames, done.device_seconds, str(description["version"])
+        )
+
+    def _drive_host(self, lease: Lease, watch: LeaseWatch, encoder: SegmentEncoder) -> Rendered:
+        segment = lease.segment
+        watcher = _StopWatcher(watch, self.host, self._stop_seconds)
+        try:
+            with watcher:
+                events = self.host.render(
+                    self._film(lease),
+                    first_frame=segment.first_frame,
+                    frames=segment.frames,
+                    carry=lease.carry,
+                    write_fd=encoder.write_fd,
+                )
+                first = True
+                for event in events:
+                    if first:
+                        encoder.close_write_end()
+                        first = False
+                    if isinstance(event, Progress):
+                        watch.frames = event.frames
+                        self._on_progress(lease, event.frames)
+                    else:
+                        if event.carry is None:
+                            raise Stopped(watcher.word or "shutdown")
+                        return event
+        except FarmError as error:
+            if watcher.word is not None:
+                raise Stopped(watcher.word) from error
+            if isinstance(error, EngineError) and not encoder.running:
+                encoder.finish(1.0)  # tells the encoder's own words
+            raise
+        raise DeviceFault("the host ended the render without a word")
+
+    def _film(self, lease: Lease) -> dict[str, Any]:
+        job = lease.job
+        portrait = read.artifact(self._ledger, job.id, ArtifactKind.PORTRAIT)
+        driving = read.artifact(self._ledger, job.id, ArtifactKind.DRIVING)
+        for artifact in (portrait, driving):
+            if not Path(artifact.path).is_file():
+                raise EngineError(f"{artifact.path} is gone; it was made by prepare (`farm jobs retry {job.id}`)")
+        settings = dict(job.settings)
+        return {
+            "portrait": portrait.path,
+            "audio": driving.path,
+            "total_frames": job.total_frames,
+            "width": job.width,
+            "height": job.height,
+            "fps": list(job.fps),
+            "prompt": job.prompt,
+            "seed": job.seed,
+            "settings": settings,
+            "facts": dict(job.facts),
+            "save_memory": lease.smaller,
+        }
+
+
+class _StopWatcher:
+    """Asks, while a render runs, whether it is still wanted; stops the host at its next chunk, or kills it in the end."""
+
+    def __init__(self, watch: LeaseWatch, host: Host, stop_seconds: float) -> None:
+        self.word: str | None = None
+        self._watch = watch
+        self._host = host
+        self._stop_seconds = stop_seconds
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="stop-watcher", daemon=True)
+
+    def __enter__(self) -> _StopWatcher:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._done.wait(0.1):
+            try:
+                word = self._watch.why_stop()
+            except Exception as error:  # the ledger is away: the lease decides in the end
+                log.warning("could not ask whether the render is still wanted: %s", error)
+                continue
+            if word is None:
+                continue
+            self.word = word
+            self._host.stop_render()
+            if not self._done.wait(self._stop_seconds):
+                log.warning("the host did not stop within %.0f s; it is killed", self._stop_seconds)
+                self._host.kill()
+            return
+
+
+def mismatch(model: ModelSpec, loaded: Loaded) -> str | None:
+    """A sentence when the engine is not what configs/models says, so that plans made from it would be wrong."""
+    said = loaded.description
+    fps = tuple(said["fps"])
+    wanted = {
+        "id": (model.id, said["id"]),
+        "frames.chunk_frames": (model.frames.chunk(fps), said["chunk_frames"]),
+        "frames.lookahead_samples": (model.frames.lookahead_samples, said["lookahead_samples"]),
+        "frames.carry_limit_bytes": (model.frames.carry_limit_bytes, said["carry_limit_bytes"]),
+    }
+    for key, (planned, found) in wanted.items():
+        if planned != found:
+            return f"configs/models/{model.id}.toml says {key} = {planned!r}, the engine says {found!r}; mend the file"
+    return None
+
+
+def _thumbnail_of(segment_file: Path, folder: JobFolder, lease: Lease) -> NewArtifact | None:
+    """The segment's last frame, for people; its failure costs nothing."""
+    final = folder.segment(lease.segment.number, lease.token, ".jpg")
+    staged = staging_name(final, lease.token)
+    try:
+        thumbnail(segment_file, staged)
+        return seal(staged, final, ArtifactKind.THUMBNAIL)
+    except (FarmError, OSError) as error:
+        log.warning("%s: no thumbnail: %s", lease.label, error)
+        staged.unlink(missing_ok=True)
+        return None

@@ -1,0 +1,450 @@
+"""The story of one worker: claim, work, publish or release, again."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import threading
+import time
+from collections.abc import Mapping
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from farm import __version__
+from farm.artifacts import seal, staging_name
+from farm.config import Settings
+from farm.doorbell import Doorbell
+from farm.errors import ConfigError, FarmError, Interrupted, LeaseLost, NotEnoughRoom
+from farm.ledger import Ledger, crew, moves, read
+from farm.ledger.repair import render_again
+from farm.ledger.values import Lease
+from farm.reaper import Reaper
+from farm.retry import Decision, decide
+from farm.roster import WorkerSpec, machine_name
+from farm.states import ArtifactKind, Event, SegmentKind, WorkerState
+from workers.announce import Announcer, Silence
+from workers.assembling import Assembled, BadSegment, assemble_film
+from workers.heart import Heart, LeaseWatch
+from workers.host.parent import HostSpec, kill_group
+from workers.preparing import Prepared, discard, prepare
+from workers.rendering import RenderedSegment, Renderer
+from workers.room import why_no_room
+from workers.workshop import Stopped, Workshop
+
+log = logging.getLogger(__name__)
+
+
+class Runner:
+    """One worker.  `run` returns after `stop`; `wake` is the doorbell."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        settings: Settings,
+        spec: WorkerSpec,
+        *,
+        doorbell: Doorbell | None,
+        announcer: Announcer | None = None,
+    ) -> None:
+        self.ledger = ledger
+        self.settings = settings
+        self.spec = spec
+        self.name = spec.full_name
+        self.queue = spec.queue
+        self.device = str(spec.device_set)
+        self.policy = settings.retry.policy()
+        self.announcer: Announcer = announcer or Silence()
+        self._doorbell = doorbell
+        self._stopping = threading.Event()
+        self._rung = threading.Event()
+        self._warm_job: int | None = None
+        self._load_failures = 0
+        self._load_again_at = 0.0
+        self.finished = threading.Event()
+        incarnation = secrets.token_hex(8)
+        self.heart = Heart(
+            ledger,
+            name=self.name,
+            incarnation=incarnation,
+            beat_seconds=settings.lease.beat_seconds,
+            ttl_seconds=settings.lease.ttl_seconds,
+            on_name_taken=self.stop,
+        )
+        self._incarnation = incarnation
+        self._renderer = self._make_renderer() if spec.renders else None
+        self._workshop = None if spec.renders else Workshop()
+        self._reaper = Reaper(ledger, settings, holder=f"{self.name}/{incarnation}", ring=self._ring, kill=kill_group)
+
+    # What may be called from other threads
+
+    def wake(self) -> None:
+        """There may be work: look into the ledger now."""
+        self._rung.set()
+
+    def stop(self) -> None:
+        """End the running attempt at its next chunk, give its lease back, and return from `run`."""
+        self._stopping.set()
+        self._rung.set()
+
+    # The story
+
+    def run(self) -> None:
+        self._say_hello()
+        self.heart.start()
+        self._reaper.start()
+        try:
+            while not self._stopping.is_set():
+                try:
+                    if not self._work_once():
+                        self._rung.wait(self.settings.lease.poll_seconds)
+                        self._rung.clear()
+                except Exception:
+                    log.exception("%s: the worker goes on after this", self.name)
+                    self._stopping.wait(self.settings.lease.poll_seconds)
+        finally:
+            self._reaper.stop()
+            if self._renderer is not None:
+                self._renderer.host.kill()
+            if self._workshop is not None:
+                self._workshop.kill()
+            self.heart.stop()
+            try:
+                crew.say_goodbye(self.ledger, name=self.name, incarnation=self._incarnation)
+            except Exception as error:
+                log.warning("the ledger did not take the goodbye: %s", error)
+            self.finished.set()
+
+    def _work_once(self) -> bool:
+        """Do one segment.  False when there was none to do."""
+        if not self._is_ready():
+            return False
+        lease = moves.claim(
+            self.ledger,
+            worker=self.name,
+            queue=self.queue,
+            device=self.device,
+            ttl_seconds=self.settings.lease.ttl_seconds,
+            warm_job=self._warm_job,
+        )
+        if lease is None:
+            self.heart.say(WorkerState.IDLE)
+            return False
+        self._attempt(lease)
+        self._ring_owed()
+        return True
+
+    def _is_ready(self) -> bool:
+        """Whether this worker may take work now; otherwise its row says why not."""
+        seen = self.heart.seen
+        if seen is not None and seen.drain is not None:
+            self.heart.say(WorkerState.DRAINING, "draining: it takes nothing new")
+            return False
+        sick = crew.sick_reason(self.ledger, self.name)
+        if sick is not None:
+            self.heart.say(WorkerState.SICK, sick)
+            return False
+        room = why_no_room(self.settings.room, self._artifacts_dir())
+        if room is not None:
+            self.heart.say(WorkerState.IDLE, room)
+            return False
+        return self._renderer is None or self._renderer.is_warm or self._warm_up()
+
+    def _artifacts_dir(self) -> Path:
+        path = self.settings.artifacts_dir
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def _attempt(self, lease: Lease) -> None:
+        """One attempt, top to bottom."""
+        watch = LeaseWatch(self.ledger, lease, self._stopping)
+        self.heart.hold(watch)
+        self.heart.say(WorkerState.RENDERING)
+        self.announcer.started(lease)
+        began = time.monotonic()
+        log.info("%s: begins, attempt %d", lease.label, lease.attempt)
+        try:
+            result = self._perform(lease, watch)
+        except LeaseLost:
+            self._drop(lease, "the lease is lost; its new owner goes on")
+        except Stopped as stopped:
+            self._give_back(lease, str(stopped))
+        except BadSegment as error:
+            self._release(lease, error, began)
+            render_again(self.ledger, lease.job.id, error.number, str(error))
+        except Exception as error:
+            self._release(lease, error, began)
+        else:
+            self._warm_job = lease.job.id
+            seconds = time.monotonic() - began
+            log.info("%s: published after %.1f s", lease.label, seconds)
+            self.announcer.succeeded(lease, result, seconds)
+        finally:
+            self.heart.let_go()
+            discard(self.settings.artifacts_dir, lease.job.id, lease.token)
+
+    def _perform(self, lease: Lease, watch: LeaseWatch) -> dict[str, Any]:
+        """Do the work and publish it.  Returns what Flower shows as the result."""
+        kind = lease.segment.kind
+        if kind is SegmentKind.PREPARE:
+            return self._prepare(lease, watch)
+        if kind is SegmentKind.ASSEMBLE:
+            return self._assemble(lease, watch)
+        return self._render(lease, watch)
+
+    def _render(self, lease: Lease, watch: LeaseWatch) -> dict[str, Any]:
+        assert self._renderer is not None
+        done: RenderedSegment = self._renderer.render(lease, watch)
+        moves.publish(
+            self.ledger,
+            lease,
+            artifacts=done.artifacts,
+            carry=done.carry,
+            frames=done.frames,
+            device_seconds=done.device_seconds,
+            engine_version=done.engine_version,
+        )
+        return {
+            "frames": done.frames,
+            "seconds": round(done.device_seconds, 2),
+            "device": self.device,
+            "file": done.artifacts[0].path,
+        }
+
+    def _prepare(self, lease: Lease, watch: LeaseWatch) -> dict[str, Any]:
+        assert self._workshop is not None
+        job = lease.job
+        work: Future[Prepared] = self._workshop.do(
+            prepare, job, lease.token, self.settings.artifacts_dir, self.settings.segments, self.settings.film
+        )
+        began = time.monotonic()
+        done = self._workshop.wait(
+            work, timeout_seconds=self.settings.limits.step_timeout(job.audio_seconds), why_stop=watch.why_stop
+        )
+        moves.publish_plan(
+            self.ledger,
+            lease,
+            artifacts=done.artifacts,
+            job=done.job,
+            plan=done.plan,
+            queue=done.queue,
+            device_seconds=time.monotonic() - began,
+        )
+        return {"frames": done.job["total_frames"], "segments": len(done.plan), "device": self.device}
+
+    def _assemble(self, lease: Lease, watch: LeaseWatch) -> dict[str, Any]:
+        assert self._workshop is not None
+        job = lease.job
+        artifacts = read.artifacts(self.ledger, job.id, ArtifactKind.SEGMENT)
+        cuts = [s.first_frame for s in read.segments(self.ledger, job.id) if s.kind is SegmentKind.RENDER]
+        timeout = self.settings.limits.step_timeout(job.audio_seconds)
+        work: Future[Assembled] = self._workshop.do(
+            assemble_film,
+            job,
+            lease.token,
+            self.settings.artifacts_dir,
+            artifacts,
+            cuts,
+            self._history(lease),
+            self.settings.film.audio_bitrate,
+            timeout,
+        )
+        began = time.monotonic()
+        try:
+            done = self._workshop.wait(work, timeout_seconds=timeout, why_stop=watch.why_stop)
+            # The film's path is the user's and not token-unique, so the lease is asked once more before it is taken.
+            moves.renew(self.ledger, lease, ttl_seconds=self.settings.lease.ttl_seconds, frames_now=0)
+            film = seal(done.staged, done.output, ArtifactKind.FILM, done.facts)
+        except BaseException:
+            _staged_film(lease).unlink(missing_ok=True)
+            raise
+        moves.publish(self.ledger, lease, artifacts=[film, *done.companions], device_seconds=time.monotonic() - began)
+        return {"frames": done.facts["frames"], "seconds": round(time.monotonic() - began, 2), "file": film.path}
+
+    def _history(self, lease: Lease) -> dict[str, Any]:
+        """What the report tells of how the film came about."""
+        tried = read.attempts(self.ledger, lease.job.id)
+        kinds = {s.id: s for s in read.segments(self.ledger, lease.job.id)}
+        rendered = [a for a in tried if kinds[a.segment_id].kind is SegmentKind.RENDER]
+        published = [a for a in rendered if a.outcome == Event.SUCCEED.value]
+        seconds = sum(a.device_seconds for a in published)
+        frames = sum(a.frames for a in published)
+        return {
+            "render": {
+                "segments": len(published),
+                "attempts": len(rendered),
+                "workers": sorted({a.worker for a in published}),
+                "devices": sorted({a.device for a in published}),
+                "device_seconds": round(seconds, 3),
+                "frames_per_device_second": round(frames / seconds, 2) if seconds else None,
+            },
+        }
+
+    # Ends without a result
+
+    def _give_back(self, lease: Lease, word: str) -> None:
+        sentences: Mapping[str, str] = {
+            "shutdown": "the worker was stopped",
+            moves.Standing.PAUSED: "the job was paused",
+            moves.Standing.DRAIN: "the worker was drained",
+        }
+        if word in (moves.Standing.LOST, moves.Standing.CANCELLED):
+            try:
+                # A job that failed elsewhere still counts this lease as held.
+                moves.release(self.ledger, lease, Decision(Event.INTERRUPT, "the job ended", "stop"))
+            except LeaseLost:
+                self._drop(lease, f"the render was stopped: {word}")
+            return
+        self._release(lease, Interrupted(sentences.get(word, word)), time.monotonic())
+
+    def _release(self, lease: Lease, error: Exception, began: float) -> None:
+        """Tell the ledger how the attempt ended and do to the host what the error asks for."""
+        decision = decide(error, errors_before=lease.segment.errors, was_smaller=lease.smaller, policy=self.policy)
+        if decision.failure == "bug":
+            log.exception("%s: an error that the farm does not know", lease.label, exc_info=error)
+        else:
+            log.log(
+                logging.INFO if decision.event is Event.INTERRUPT else logging.WARNING,
+                "%s: %s after %.1f s: %s",
+                lease.label,
+                decision.event,
+                time.monotonic() - began,
+                decision.reason,
+            )
+        if decision.replace_host and self._renderer is not None:
+            # Before the lease is given up: two renders of one segment on one device would slow each other.
+            self._renderer.host.kill()
+        try:
+            moves.release(self.ledger, lease, decision)
+        except LeaseLost:
+            self._drop(lease, "the lease was lost meanwhile")
+            return
+        self.announcer.failed(lease, decision.reason, retried=decision.event is not Event.FAIL)
+        if isinstance(error, NotEnoughRoom):
+            self.heart.say(WorkerState.IDLE, str(error))
+
+    def _drop(self, lease: Lease, why: str) -> None:
+        log.warning("%s: dropped: %s", lease.label, why)
+        self.announcer.failed(lease, why, retried=True)
+
+    # The host
+
+    def _make_renderer(self) -> Renderer:
+        spec, model = self.spec, self.spec.load_model()
+        preset = model.preset(spec.preset or model.default_preset)
+        host = self.settings.host
+        return Renderer(
+            self.ledger,
+            self.settings.artifacts_dir,
+            HostSpec(
+                engine_module=model.engine,
+                engine_settings={**preset.load, **spec.settings},
+                devices=spec.device_set,
+                log_file=self.settings.logs_dir / f"{spec.name}.host.log",
+                python=spec.python,
+                env_script=spec.env_script,
+                environment=spec.environment,
+                load_timeout_seconds=host.load_timeout_seconds,
+                stuck_factor=host.stuck_factor,
+                stuck_floor_seconds=host.stuck_floor_seconds,
+            ),
+            model,
+            host.stop_seconds,
+            self.announcer.progressed,
+        )
+
+    def _warm_up(self) -> bool:
+        """Load the engine.  After a failure the next try waits, longer each time; the worker's row says why."""
+        assert self._renderer is not None
+        if time.monotonic() < self._load_again_at:
+            return False
+        self.heart.say(WorkerState.LOADING)
+        try:
+            loaded = self._renderer.warm_up(self._stopping)
+        except FarmError as error:
+            self._load_failures += 1
+            host = self.settings.host
+            pause = min(host.restart_delay_seconds * 2.0 ** (self._load_failures - 1), host.restart_delay_max_seconds)
+            if isinstance(error, ConfigError):
+                pause = host.restart_delay_max_seconds
+            self._load_again_at = time.monotonic() + pause
+            log.error("%s: the engine could not be loaded: %s", self.name, error)
+            state = WorkerState.SICK if self._load_failures >= 3 else WorkerState.LOADING
+            self.heart.say(state, f"the engine could not be loaded: {error}")
+            return False
+        self._load_failures = 0
+        report = loaded.report
+        log.info(
+            "%s: %s %s is warm on %s after %.1f s, %.2f GB",
+            self.name,
+            loaded.description["id"],
+            loaded.description["version"],
+            loaded.description["device"],
+            report["seconds"],
+            report["memory_bytes"] / 1e9,
+        )
+        self.heart.note_host(
+            self._renderer.host.pid,
+            self._renderer.restarts,
+            {
+                "engine": loaded.description["id"],
+                "version": loaded.description["version"],
+                "device": loaded.description["device"],
+                "memory_bytes": report["memory_bytes"],
+                "load_seconds": report["seconds"],
+                "python": loaded.python,
+            },
+        )
+        self.heart.say(WorkerState.IDLE)
+        return True
+
+    # Doorbells and the crew
+
+    def _say_hello(self) -> None:
+        before = crew.say_hello(
+            self.ledger,
+            name=self.name,
+            queue=self.queue,
+            machine=machine_name(),
+            pid=os.getpid(),
+            incarnation=self._incarnation,
+            device=self.device,
+            info={"farm": __version__, "process_started": psutil.Process().create_time()},
+        )
+        if before is not None and before.machine == machine_name() and self._reaper.bury(before):
+            # The process that worked under this name before is known to be dead, so nothing needs to wait for its lease.
+            expired = moves.expire_leases(self.ledger, self.policy, worker=self.name)
+            if expired:
+                log.warning("%s: took back %d leases of the process before", self.name, len(expired))
+
+    def _ring_owed(self) -> None:
+        owed = crew.take_owed_doorbells(self.ledger)
+        others = [queue for queue in owed if queue != self.queue]
+        if self.queue in owed:
+            self._rung.set()
+        self._ring(others)
+
+    def _ring(self, queues: list[str]) -> None:
+        if self._doorbell is not None and queues:
+            self._doorbell.ring(queues)
+
+
+def _staged_film(lease: Lease) -> Path:
+    return staging_name(Path(lease.job.output), lease.token)
+
+
+def make_runner(
+    ledger: Ledger,
+    settings: Settings,
+    spec: WorkerSpec,
+    *,
+    doorbell: Doorbell | None = None,
+    announcer: Announcer | None = None,
+) -> Runner:
+    """A runner and the folders that it needs."""
+    settings.artifacts_dir.mkdir(parents=True, exist_ok=True)
+    settings.logs_dir.mkdir(parents=True, exist_ok=True)
+    return Runner(ledger, settings, spec, doorbell=doorbell, announcer=announcer)

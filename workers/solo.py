@@ -1,0 +1,59 @@
+"""Workers without Celery and Redis: render what one ledger holds, then end.  `farm render` runs this.
+
+python -m workers.solo MODEL
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+import time
+
+from farm.config import load_settings
+from farm.errors import FarmError
+from farm.ledger import open_ledger, read
+from farm.ledger.migrate import ensure_current
+from farm.logs import log_to_stderr
+from farm.roster import WorkerSpec, load_roster
+from workers.host.child import die_with_parent
+from workers.runner import make_runner
+
+log = logging.getLogger(__name__)
+
+
+def specs_for(model: str, preset: str) -> list[WorkerSpec]:
+    """A worker that prepares and assembles, and one that renders: the configured one, or the CPU."""
+    for spec in load_roster():
+        if spec.model == model:
+            return [WorkerSpec(name="cpu"), spec]
+    return [WorkerSpec(name="cpu"), WorkerSpec(name="render", model=model, preset=preset)]
+
+
+def main(argv: list[str]) -> int:
+    log_to_stderr()
+    die_with_parent()
+    try:
+        settings = load_settings()
+        ledger = open_ledger(settings.ledger)
+        ensure_current(ledger)
+        runners = [make_runner(ledger, settings, spec) for spec in specs_for(argv[0], argv[1])]
+    except FarmError as error:
+        log.error("%s", error)
+        return error.exit_code
+    threads = [threading.Thread(target=runner.run, name=runner.name) for runner in runners]
+    for thread in threads:
+        thread.start()
+    try:
+        while read.has_open_work(ledger):
+            time.sleep(0.1)
+    finally:
+        for runner in runners:
+            runner.stop()
+        for thread in threads:
+            thread.join()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
