@@ -19,7 +19,7 @@ def redact(text: str) -> str:
 
 
 class _Redacting(logging.Formatter):
-    converter = time.gmtime
+    converter = staticmethod(time.gmtime)
 
     def format(self, record: logging.LogRecord) -> str:
         return redact(super().format(record))

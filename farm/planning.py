@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from farm.states import Continuity
 
@@ -61,10 +62,7 @@ def plan_segments(
         cuts.append(cut)
     cuts.append(total_frames)
     chained = continuity is Continuity.CARRY
-    return [
-        PlannedSegment(start, stop - start, needs_carry=chained and start > 0)
-        for start, stop in zip(cuts, cuts[1:], strict=False)
-    ]
+    return [PlannedSegment(start, stop - start, needs_carry=chained and start > 0) for start, stop in pairwise(cuts)]
 
 
 def _nearest_pause(cut: int, previous: int, reach: int, chunk_frames: int, pauses: Sequence[tuple[int, int]]) -> int:

@@ -174,13 +174,15 @@ def _probe(column: str, path: Path, settings: Settings) -> dict[str, Any]:
     audio = probe_audio(path)
     if audio.duration_seconds > limits.audio_hours * 3600:
         raise InputError(
-            f"audio {path} claims to last {audio.duration_seconds / 3600:.0f} hours; the limit is {limits.audio_hours:g}"
+            f"audio {path} claims to last {audio.duration_seconds / 3600:.0f} hours;"
+            f" the limit is {limits.audio_hours:g}"
         )
     return {"seconds": audio.duration_seconds, "rate": audio.sample_rate}
 
 
 def _absolute(cell: Any, base: Path) -> Path:
-    return Path(os.path.abspath(base / Path(str(cell)).expanduser()))
+    # Not resolved: the link that a person named is what the ledger remembers; `_allowed` follows it.
+    return Path(os.path.abspath(base / Path(str(cell)).expanduser()))  # noqa: PTH100
 
 
 def _allowed(path: Path, roots: Sequence[Path], what: str) -> Path:

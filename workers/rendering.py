@@ -159,7 +159,7 @@ class Renderer:
 
 
 class _StopWatcher:
-    """Asks, while a render runs, whether it is still wanted; stops the host at its next chunk, or kills it in the end."""
+    """Asks, while a render runs, whether it is still wanted; stops the host at its next chunk, kills it in the end."""
 
     def __init__(self, watch: LeaseWatch, host: Host, stop_seconds: float) -> None:
         self.word: str | None = None

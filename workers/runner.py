@@ -415,7 +415,7 @@ class Runner:
             info={"farm": __version__, "process_started": psutil.Process().create_time()},
         )
         if before is not None and before.machine == machine_name() and self._reaper.bury(before):
-            # The process that worked under this name before is known to be dead, so nothing needs to wait for its lease.
+            # The process that worked under this name before is known to be dead: nobody needs to wait for its lease.
             expired = moves.expire_leases(self.ledger, self.policy, worker=self.name)
             if expired:
                 log.warning("%s: took back %d leases of the process before", self.name, len(expired))

@@ -1,4 +1,4 @@
-"""A child process for work on users' files.  A picture or sound that crashes its decoder takes the child, not the worker."""
+"""A child process for work on users' files: one that crashes its decoder takes the child, not the worker."""
 
 from __future__ import annotations
 

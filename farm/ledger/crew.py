@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import and_, func, insert, or_, select, update
+from sqlalchemy import and_, delete, func, insert, or_, select, update
 from sqlalchemy.dialects.postgresql import insert as postgres_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.orm import Session
@@ -211,7 +211,7 @@ def take_owed_doorbells(ledger: Ledger) -> list[str]:
         rows = session.execute(select(OutboxRow.id, OutboxRow.queue).order_by(OutboxRow.id).limit(1000)).all()
         if not rows:
             return []
-        session.connection().execute(OutboxRow.__table__.delete().where(OutboxRow.id.in_([i for i, _ in rows])))
+        session.execute(delete(OutboxRow).where(OutboxRow.id.in_([i for i, _ in rows])))
         return sorted({queue for _, queue in rows})
 
     with ledger.read() as session:

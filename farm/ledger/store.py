@@ -118,7 +118,8 @@ def open_ledger(url: str) -> Ledger:
             import psycopg  # noqa: F401
         except ImportError:
             raise ConfigError(
-                "FARM_LEDGER_URL names PostgreSQL but its driver is not installed; pip install 'talking-head-farm[postgres]'"
+                "FARM_LEDGER_URL names PostgreSQL but its driver is not installed;"
+                " pip install 'talking-head-farm[postgres]'"
             ) from None
         engine = create_engine(
             parsed.set(drivername="postgresql+psycopg"),
