@@ -1,0 +1,93 @@
+"""What runs on this machine for this farm: started apart from any terminal, known by pid and start time."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import psutil
+
+LOG_LIMIT_BYTES = 64 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A process of this farm, told from a later one with the same number by its start time."""
+
+    name: str
+    pid: int
+    started: float
+    argv: list[str]
+
+    @property
+    def is_alive(self) -> bool:
+        try:
+            process = psutil.Process(self.pid)
+            same = abs(process.create_time() - self.started) < 1.0
+            return bool(same and process.status() != psutil.STATUS_ZOMBIE)
+        except psutil.Error:
+            return False
+
+    def signal(self, number: signal.Signals) -> None:
+        if self.is_alive:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
+
+    def wait_gone(self, seconds: float) -> bool:
+        deadline = time.monotonic() + seconds
+        while self.is_alive:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.05)
+        return True
+
+
+def start(
+    name: str, argv: Sequence[str], *, env: Mapping[str, str], log_file: Path, run_dir: Path
+) -> tuple[Running, subprocess.Popen[bytes]]:
+    """Start a process in a session of its own, its output in `log_file`, its number in `run_dir`."""
+    log_file.parent.mkdir(parents=True, exist_ok=True)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(OSError):
+        if log_file.stat().st_size > LOG_LIMIT_BYTES:
+            log_file.replace(log_file.with_name(log_file.name + ".1"))
+    with log_file.open("ab") as output:
+        process = subprocess.Popen(
+            argv, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=dict(env), start_new_session=True
+        )
+    try:
+        started = psutil.Process(process.pid).create_time()
+    except psutil.Error:
+        started = time.time()  # it died at once; its record will be stale
+    running = Running(name, process.pid, started, list(argv))
+    record = run_dir / f"{name}.json"
+    staged = record.with_suffix(".part")
+    staged.write_text(json.dumps(asdict(running)))
+    staged.replace(record)
+    return running, process
+
+
+def find(name: str, run_dir: Path) -> Running | None:
+    """The living process recorded under `name`."""
+    try:
+        running = Running(**json.loads((run_dir / f"{name}.json").read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+    return running if running.is_alive else None
+
+
+def find_all(run_dir: Path) -> list[Running]:
+    """Every living process of this farm on this machine."""
+    names = sorted(path.stem for path in run_dir.glob("*.json"))
+    return [running for name in names if (running := find(name, run_dir)) is not None]
+
+
+def forget(name: str, run_dir: Path) -> None:
+    (run_dir / f"{name}.json").unlink(missing_ok=True)
