@@ -42,7 +42,9 @@ class Upstream:
     def __init__(self, path: Path) -> None:
         if not (path / "flash_talk").is_dir():
             raise SystemExit(f"{path} is no checkout of SoulX-FlashTalk: there is no folder flash_talk in it")
-        commit = subprocess.run(["git", "-C", str(path), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+        commit = subprocess.run(
+            ["git", "-C", str(path), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+        )
         self.commit = commit.stdout.strip()[:12] or "unknown"
         import diffusers.models.modeling_utils  # noqa: F401  (must look for its packages before the stand-ins exist)
         import transformers  # noqa: F401
@@ -122,7 +124,9 @@ def by_sdpa(q: Any, k: Any, v: Any, k_lens: Any = None, window_size: Any = None,
     """Upstream's attention seam on torch: q, k, v [B, L, heads, head_dim], every key counts."""
     if q.is_cuda:
         q, k, v = q.to(torch.bfloat16), k.to(torch.bfloat16), v.to(torch.bfloat16)
-    out = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2).to(q.dtype), v.transpose(1, 2).to(q.dtype))
+    out = F.scaled_dot_product_attention(
+        q.transpose(1, 2), k.transpose(1, 2).to(q.dtype), v.transpose(1, 2).to(q.dtype)
+    )
     return out.transpose(1, 2)
 
 
@@ -250,7 +254,11 @@ def compare_tiny(upstream: Upstream, golden: Path | None) -> bool:
     table.add("speech tokens", tokens, caught[0][0])
     kept["speech"] = statistics(tokens)
 
-    z = their_vae.encode(frames[None])[0] if their_vae.encode(frames[None]).dim() == 5 else their_vae.encode(frames[None])
+    z = (
+        their_vae.encode(frames[None])[0]
+        if their_vae.encode(frames[None]).dim() == 5
+        else their_vae.encode(frames[None])
+    )
     for part in (0, 1, 3):
         table.add(f"VAE encode 33 frames, part {part or 'all'}", vae.encode(frames, part), z)
     video = their_vae.decode(latents)[0]
@@ -268,7 +276,9 @@ def compare_tiny(upstream: Upstream, golden: Path | None) -> bool:
     limit = 1e-4
     bad = [row for row in table.rows if row["relative"] > limit and "uint8" not in row["stage"]]
     frames_off = [row for row in table.rows if "uint8" in row["stage"] and row["max"] > 1]
-    verdict = "every stage within 1e-4, frames within 1/255" if not bad and not frames_off else f"FAILED: {bad + frames_off}"
+    verdict = (
+        "every stage within 1e-4, frames within 1/255" if not bad and not frames_off else f"FAILED: {bad + frames_off}"
+    )
     print(verdict)
     if golden:
         golden.parent.mkdir(parents=True, exist_ok=True)

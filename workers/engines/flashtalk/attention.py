@@ -49,7 +49,9 @@ def attention(name: str) -> Attend:
 
         return attend_fp8
     if name not in BACKENDS:
-        raise ConfigError(f"attention is {name!r}: it must be auto, fp8, flash-attn, npu or one of {', '.join(BACKENDS)}")
+        raise ConfigError(
+            f"attention is {name!r}: it must be auto, fp8, flash-attn, npu or one of {', '.join(BACKENDS)}"
+        )
     backend = BACKENDS[name]
 
     def by_torch(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:

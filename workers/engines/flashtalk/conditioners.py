@@ -49,7 +49,7 @@ class EncodingCache:
         path = self._folder / kind / f"{key}.pt"
         try:
             return dict(torch.load(path, map_location="cpu", weights_only=True))
-        except (OSError, RuntimeError, EOFError, ValueError):
+        except Exception:  # a missing file, and whatever the bytes of a broken one lead the reader to
             pass
         made = {name: tensor.cpu() for name, tensor in make().items()}
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -70,7 +70,9 @@ def clean_prompt(prompt: str) -> str:
     return re.sub(r"\s+", " ", html.unescape(html.unescape(prompt)).strip()).strip()
 
 
-def encode_text(weights: Path, tokenizer_folder: Path, prompt: str, text_len: int, device: torch.device) -> torch.Tensor:
+def encode_text(
+    weights: Path, tokenizer_folder: Path, prompt: str, text_len: int, device: torch.device
+) -> torch.Tensor:
     """The prompt's rows [tokens, 4096] from umT5, loaded for this call only."""
     from transformers import AutoTokenizer
 
@@ -99,7 +101,10 @@ def build_text_encoder(tensors: dict[str, torch.Tensor], device: torch.device, d
         feed_forward_proj="gated-gelu",
         dropout_rate=0.0,
     )
-    named = {"shared.weight": tensors["token_embedding.weight"], "encoder.final_layer_norm.weight": tensors["norm.weight"]}
+    named = {
+        "shared.weight": tensors["token_embedding.weight"],
+        "encoder.final_layer_norm.weight": tensors["norm.weight"],
+    }
     parts = {
         "norm1": "layer.0.layer_norm",
         "attn.q": "layer.0.SelfAttention.q",

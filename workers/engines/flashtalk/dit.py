@@ -219,9 +219,9 @@ class Dit:
         taps = taps.to(self.device, self.dtype)
         groups = taps[1:].unflatten(0, (-1, 4))  # [latents - 1, 4, 5, layers, channels]
         middle = config.audio_window // 2
-        heard = torch.cat(
-            [groups[:, 0, : middle + 1], groups[:, 1:-1, middle], groups[:, -1, middle:]], dim=1
-        ).flatten(1)
+        heard = torch.cat([groups[:, 0, : middle + 1], groups[:, 1:-1, middle], groups[:, -1, middle:]], dim=1).flatten(
+            1
+        )
         first = F.relu(self._speech["proj1"](taps[:1].flatten(1)))
         later = F.relu(self._speech["proj1_vf"](heard))
         x = F.relu(self._speech["proj2"](torch.cat([first, later])))
@@ -292,9 +292,7 @@ class Dit:
             y = block.out(ops.quantise(attend(q, k, v), form))
             del qkv, q, k, v
             x, h = ops.residual_norm(x, y, m[2], block.cross_mul, block.cross_add, eps, form)
-            heard = ops.cross_attend(
-                block.cross_q(h), film.keys[n], film.values[n], film.bias, film.image_tokens, eps
-            )
+            heard = ops.cross_attend(block.cross_q(h), film.keys[n], film.values[n], film.bias, film.image_tokens, eps)
             y = block.cross_out(ops.quantise(heard, form))
             x, h = ops.residual_norm(x, y, None, block.speech_mul, block.speech_add, eps, block.speech_q.form)
             y = self._listen(block, h, speech[n], frames)

@@ -157,7 +157,9 @@ class FlashTalkEngine:
     def version(self) -> str:
         """Changes whenever pixels change: engine, weights, precision and how they are held."""
         s = self._settings
-        weights = digest(*sorted(map(str, self._checkpoint.shards.values())))[:8] if self._checkpoint else s.architecture
+        weights = (
+            digest(*sorted(map(str, self._checkpoint.shards.values())))[:8] if self._checkpoint else s.architecture
+        )
         parts = (PIXELS_VERSION, s.weights, weights, s.precision, s.residency, s.latent_constants, self.dtype)
         return "flashtalk-" + "-".join(str(part).removeprefix("torch.") for part in parts)
 
@@ -188,7 +190,9 @@ class FlashTalkEngine:
         taps = speech.gather_taps(self.speech(np.zeros(speech.WINDOW_SAMPLES, np.float32)))
         motion = film.condition[4:, :1]
         for _ in range(2):  # the second with two motion latents, as every chunk but a film's first
-            motion = self._denoise_and_decode(film, 0, taps, motion, KeyedNoise(0, self.device), self.exact_attention)[2]
+            motion = self._denoise_and_decode(film, 0, taps, motion, KeyedNoise(0, self.device), self.exact_attention)[
+                2
+            ]
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
@@ -286,7 +290,9 @@ class FlashTalkEngine:
 
     def _see(self, content: bytes, size: str, signed: torch.Tensor) -> torch.Tensor:
         if self._checkpoint is None:
-            return conditioners.synthetic_rows(digest(content, size), conditioners.IMAGE_TOKENS, self.dit.config.image_dim)
+            return conditioners.synthetic_rows(
+                digest(content, size), conditioners.IMAGE_TOKENS, self.dit.config.image_dim
+            )
         file = self._checkpoint.image_file
         device = torch.device("cpu") if self._settings.residency == "lean" else self.device
         made = self._cache.fetch(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from math import prod
 
 from workers.engines.flashtalk.geometry import DitConfig, VaeConfig
@@ -124,7 +125,7 @@ def encoder_layers(config: VaeConfig) -> list[Layer]:
     widths = [config.dim * m for m in (1, *config.multipliers)]
     layers: list[Layer] = []
     last = len(config.multipliers) - 1
-    for stage, (inside, out) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
+    for stage, (inside, out) in enumerate(itertools.pairwise(widths)):
         for n in range(config.res_blocks):
             layers.append(("res", len(layers), inside if n == 0 else out, out))
         if stage != last:
@@ -137,7 +138,7 @@ def decoder_layers(config: VaeConfig) -> list[Layer]:
     widths = [config.dim * m for m in (config.multipliers[-1], *reversed(config.multipliers))]
     layers: list[Layer] = []
     last = len(config.multipliers) - 1
-    for stage, (wide, out) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
+    for stage, (wide, out) in enumerate(itertools.pairwise(widths)):
         inside = wide if stage == 0 else wide // 2
         for n in range(config.res_blocks + 1):
             layers.append(("res", len(layers), inside if n == 0 else out, out))

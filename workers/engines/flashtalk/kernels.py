@@ -141,9 +141,7 @@ def gelu_quantise(x, form):
 
 
 @triton.jit
-def _rms_rope(
-    qkv_ptr, gain_ptr, cos_ptr, sin_ptr, width, stride, eps, HALF: tl.constexpr, BLOCK: tl.constexpr
-):
+def _rms_rope(qkv_ptr, gain_ptr, cos_ptr, sin_ptr, width, stride, eps, HALF: tl.constexpr, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     part = tl.program_id(1)
     c = tl.arange(0, BLOCK)
@@ -164,9 +162,7 @@ def rms_rope(qkv, gain, cos, sin, eps):
     n = qkv.shape[0]
     width = qkv.shape[1] // 3
     block = triton.next_power_of_2(width)
-    _rms_rope[(n, 2)](
-        qkv, gain, cos, sin, width, qkv.stride(0), eps, cos.shape[1], block, num_warps=_warps(block)
-    )
+    _rms_rope[(n, 2)](qkv, gain, cos, sin, width, qkv.stride(0), eps, cos.shape[1], block, num_warps=_warps(block))
 
 
 @triton.jit
@@ -246,9 +242,7 @@ def cross_attend(q, keys, values, bias, image_tokens, eps):
 
 
 @triton.jit
-def _softmax_groups(
-    s_ptr, bias_ptr, out_ptr, rows_per_frame, groups, GROUP: tl.constexpr, BLOCK: tl.constexpr
-):
+def _softmax_groups(s_ptr, bias_ptr, out_ptr, rows_per_frame, groups, GROUP: tl.constexpr, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     frame = row // rows_per_frame
     width = groups * GROUP

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import torch
@@ -36,7 +37,7 @@ def sample(
     known = motion.shape[1]
     x = noise.draw(chunk, 0, shape).float()
     x[:, :known] = motion
-    for step, (sigma, following) in enumerate(zip(levels[:-1], levels[1:], strict=True)):
+    for step, (sigma, following) in enumerate(itertools.pairwise(levels)):
         x = x - sigma * velocity(x, step)
         if following:
             x = (1 - following) * x + following * noise.draw(chunk, step + 1, shape)

@@ -1,4 +1,4 @@
-"""What the engine is loaded with, and what a job may ask of it; configs/models/soulx-flashtalk-14b.toml says the same."""
+"""What the engine is loaded with, and what a job may ask; configs/models/soulx-flashtalk-14b.toml says the same."""
 
 from __future__ import annotations
 

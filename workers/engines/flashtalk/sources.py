@@ -5,6 +5,7 @@ A source hands out single tensors on the device, so nothing larger than one tens
 
 from __future__ import annotations
 
+import pickle
 import zlib
 from math import prod
 from pathlib import Path
@@ -65,7 +66,7 @@ def read_torch_file(path: Path) -> dict[str, torch.Tensor]:
             tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         except RuntimeError:  # files of the format before torch 1.6 cannot be mapped
             tensors = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, ValueError) as error:
+    except (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError) as error:
         raise ConfigError(f"{path} cannot be read as weights: {error}") from None
     if not isinstance(tensors, dict):
         raise ConfigError(f"{path} holds no table of tensors")

@@ -8,6 +8,8 @@ last two frames of the part before afterwards.  That makes part sizes a choice o
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 import torch.nn.functional as F
 
@@ -62,7 +64,7 @@ class Vae:
         x = frames.to(self.dtype).permute(1, 2, 3, 0)
         memory: Memory | None = {} if part else None
         cuts = [0, 1, *range(1 + 4 * part, x.shape[0], 4 * part), x.shape[0]] if part else [0, x.shape[0]]
-        parts = [self._encode_part(x[a:b].contiguous(), memory) for a, b in zip(cuts[:-1], cuts[1:], strict=True) if a < b]
+        parts = [self._encode_part(x[a:b].contiguous(), memory) for a, b in itertools.pairwise(cuts) if a < b]
         mu = torch.cat(parts)[..., : self.config.z_dim]
         return ((mu - self._mean) * self._scale).to(self.dtype).permute(3, 0, 1, 2).contiguous()
 
