@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.conftest import ROOT
-from tests.engines.preview.conftest import ASTRONAUT, MakeFilm, Samples, Sound, render
 
 from farm.errors import EngineError
+from tests.conftest import ROOT
+from tests.engines.preview.conftest import ASTRONAUT, MakeFilm, Samples, Sound, render
 from workers.engines.contract import Engine
 
 

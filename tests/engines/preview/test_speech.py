@@ -5,8 +5,8 @@ from __future__ import annotations
 import cv2
 import numpy as np
 import pytest
-from tests.engines.preview.conftest import MakeFilm, Samples, Sound, render
 
+from tests.engines.preview.conftest import MakeFilm, Samples, Sound, render
 from workers.engines.contract import DRIVING_RATE, Engine
 from workers.engines.preview import landmarks
 from workers.engines.preview.articulation import RATE, UNIT, Curve, SpeechCurves, SpeechNetwork

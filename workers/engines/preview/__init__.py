@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def make_engine(settings: Mapping[str, Any]) -> Engine:
     """The engine, not yet loaded.
 
-    `settings` are the worker's own: {"threads": n} bounds OpenCV's threads; 0 or none leaves its default.
+    `settings` are the worker's own: {"threads": n} frames are drawn at once; 0 or none means one per core.
     Importing this package stays cheap: OpenCV is imported here.
     """
     from workers.engines.preview.engine import PreviewEngine

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import resource
 import sys
 import time
 from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import cv2
@@ -18,10 +20,10 @@ from workers.engines.contract import Description, FilmRequest, LoadReport
 from workers.engines.preview import articulation, loudness
 from workers.engines.preview.articulation import SpeechCurves, SpeechNetwork
 from workers.engines.preview.face import FaceReader
-from workers.engines.preview.framing import FramedPortrait, frame_portrait
+from workers.engines.preview.framing import frame_portrait
 from workers.engines.preview.motion import Motion
 from workers.engines.preview.renderer import Renderer
-from workers.engines.preview.settings import read_settings
+from workers.engines.preview.settings import PreviewSettings, read_settings
 from workers.engines.preview.shaping import Pixels
 
 ENGINE_ID = "preview"
@@ -30,8 +32,7 @@ ACCEPTED_FPS = (24, 25, 30, 50)
 DEFAULT_FPS = 25
 SIDES = (256, 1920)
 CARRY_LIMIT_BYTES = 1024
-# cv2 converts with BT.601 coefficients to limited range; the encoder tags the film with these.
-COLOR = {"matrix": "smpte170m", "range": "tv"}
+COLOR = {"matrix": "bt709", "range": "tv"}  # of the yuv420p frames, see colour.py
 _KEPT_PORTRAITS = 2
 
 
@@ -39,16 +40,18 @@ class PreviewEngine:
     """The face models and the speech network, loaded; films share them."""
 
     def __init__(self, threads: int = 0) -> None:
-        self._threads = threads
+        """`threads` draw frames at once; 0 takes one per core that this process may use, at most 8."""
+        self._threads = threads if threads > 0 else min(8, len(os.sched_getaffinity(0)))
+        self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="frame")
         self._reader: FaceReader | None = None
         self._network: SpeechNetwork | None = None
-        self._portraits: OrderedDict[tuple[object, ...], FramedPortrait] = OrderedDict()
+        self._renderers: OrderedDict[tuple[object, ...], Renderer] = OrderedDict()
 
     def load(self) -> LoadReport:
         """Read the models and run each once.  Raises ConfigError when the face models are missing."""
         started = time.monotonic()
-        if self._threads > 0:
-            cv2.setNumThreads(self._threads)
+        # Whole frames run beside each other; threads inside OpenCV's small steps would only wait for each other.
+        cv2.setNumThreads(1)
         reader, network = FaceReader(), SpeechNetwork()
         reader.warm_up()
         self._reader, self._network = reader, network
@@ -97,43 +100,49 @@ class PreviewEngine:
         if carry is not None:
             _check_carry(carry, {**tag, "frame": first_frame})
         try:
-            portrait = self._portrait(film, settings.framing, reader)
-            renderer = Renderer(portrait, settings.mouth)
+            renderer = self._renderer(film, settings, reader)
         except MemoryError:
             raise OutOfMemory(f"not enough memory for a picture of {film.width}x{film.height}") from None
         except cv2.error as error:
             raise EngineError(f"the portrait could not be read: {error.err}") from error
         motion = Motion(SpeechCurves(network, film.audio, gain), film.seed, film.fps, settings)
-        return PreviewSession(renderer, motion, film, first_frame, tag)
+        return PreviewSession(renderer, motion, film, first_frame, tag, self._pool)
 
     def _loaded(self) -> tuple[FaceReader, SpeechNetwork]:
         if self._reader is None or self._network is None:
             raise EngineError("the preview engine was not loaded")
         return self._reader, self._network
 
-    def _portrait(self, film: FilmRequest, framing: Any, reader: FaceReader) -> FramedPortrait:
-        """The framed picture; kept, since the next segment is most often of the same film."""
+    def _renderer(self, film: FilmRequest, settings: PreviewSettings, reader: FaceReader) -> Renderer:
+        """The portrait, measured and ready to move; kept, since the next segment is most often of the same film."""
         try:
             content = film.portrait.read_bytes()
         except OSError as error:
             raise InputError(f"cannot read the portrait {film.portrait}: {error.strerror}") from None
-        key = (hashlib.sha256(content).digest(), film.width, film.height, framing)
-        portrait = self._portraits.get(key)
-        if portrait is None:
+        key = (hashlib.sha256(content).digest(), film.width, film.height, settings.framing, settings.mouth)
+        renderer = self._renderers.get(key)
+        if renderer is None:
             photo = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
             if photo is None:
                 raise InputError(f"the portrait {film.portrait} is not a picture that can be read")
-            portrait = self._portraits[key] = frame_portrait(photo, film.width, film.height, framing, reader)
-            if len(self._portraits) > _KEPT_PORTRAITS:
-                self._portraits.popitem(last=False)
-        return portrait
+            portrait = frame_portrait(photo, film.width, film.height, settings.framing, reader)
+            renderer = self._renderers[key] = Renderer(portrait, settings.mouth)
+            if len(self._renderers) > _KEPT_PORTRAITS:
+                self._renderers.popitem(last=False)
+        return renderer
 
 
 class PreviewSession:
     """One segment being rendered."""
 
     def __init__(
-        self, renderer: Renderer, motion: Motion, film: FilmRequest, first_frame: int, tag: dict[str, str]
+        self,
+        renderer: Renderer,
+        motion: Motion,
+        film: FilmRequest,
+        first_frame: int,
+        tag: dict[str, str],
+        pool: ThreadPoolExecutor,
     ) -> None:
         self._renderer = renderer
         self._motion = motion
@@ -141,6 +150,7 @@ class PreviewSession:
         self._chunk = film.fps[0]
         self._next = first_frame
         self._tag = tag
+        self._pool = pool
         # The caller may still write one chunk while the next is made.
         shape = (self._chunk, film.height * 3 // 2, film.width)
         self._buffers = [np.empty(shape, np.uint8), np.empty(shape, np.uint8)]
@@ -153,8 +163,9 @@ class PreviewSession:
         self._buffers.reverse()
         frames = self._buffers[0][:count]
         try:
-            for frame, pose in zip(frames, self._motion.poses(self._next, count), strict=True):
-                cv2.cvtColor(self._renderer.frame(pose), cv2.COLOR_BGR2YUV_I420, dst=frame)
+            drawn = self._pool.map(self._renderer.draw, self._motion.poses(self._next, count), frames)
+            for _ in drawn:
+                pass  # waiting for each raises what went wrong in it
         except MemoryError:
             raise OutOfMemory("not enough memory to render a frame") from None
         except cv2.error as error:

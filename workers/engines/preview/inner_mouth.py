@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 
 from workers.engines.preview.framing import FramedPortrait
-from workers.engines.preview.landmarks import CHEEKS_AND_CHIN, LIPS
+from workers.engines.preview.landmarks import AROUND_MOUTH, LIPS
 from workers.engines.preview.motion import Pose
 from workers.engines.preview.mouth import MouthGeometry, MouthShape
 from workers.engines.preview.shaping import Floats, blur_row, ease, luminance, median_row, smoothstep
@@ -51,7 +51,7 @@ class InnerMouth:
 
     def __init__(self, portrait: FramedPortrait, geometry: MouthGeometry) -> None:
         self._geometry = geometry
-        skin, lips = _colour_at(portrait, CHEEKS_AND_CHIN), _colour_at(portrait, LIPS)
+        skin, lips = _colour_at(portrait, AROUND_MOUTH), _colour_at(portrait, LIPS)
         self._palette = _palette(skin, lips)
         self._own = _find_teeth(portrait, geometry, float(luminance(skin))) if geometry.parted else None
         self._tooth = self._own.colour if self._own else self._palette.tooth
@@ -151,12 +151,13 @@ class InnerMouth:
         edge = np.interp(columns, g.u, g.lines.upper_inner)[None] - 0.085 * half * across**2
         edge = edge + (0.125 + 0.03 * max(0.0, shape.spread) - 0.03 * shape.rounding) * half
         share = (1 - smoothstep(-0.75 * soft, 0.75 * soft, v - edge)) * (1 - smoothstep(0.50, 0.86, np.abs(across)))
-        share = share * (0.60 + 0.34 * ease(0.05 * half, 0.20 * half, shape.opening))
+        # In a narrow gap the teeth lie in the shadow of the lips.
+        share = share * (0.28 + 0.68 * ease(0.03 * half, 0.17 * half, shape.opening))
         # Thin darker lines between the teeth, only where the mouth is large enough to show them.
         between = np.abs((across / 0.205 + 0.5) % 1 - 0.5)
         lines = 1 - 0.10 * np.exp(-((between / 0.10) ** 2)) * ease(18, 45, half)
-        light = (0.50 + 0.50 * smoothstep(-0.01 * half, 0.13 * half, v - upper)) * (1 - 0.42 * np.abs(across) ** 1.5)
-        light = light * lines * (0.88 + 0.06 * shape.talk)
+        light = (0.55 + 0.45 * smoothstep(-0.01 * half, 0.13 * half, v - upper)) * (1 - 0.42 * np.abs(across) ** 1.5)
+        light = light * lines * (0.92 + 0.06 * shape.talk)
         return _mix(colour, self._tooth * light[..., None], share)
 
     def _close_seam(
@@ -186,7 +187,7 @@ def _colour_at(portrait: FramedPortrait, where: list[int]) -> Floats:
 def _palette(skin: Floats, lips: Floats) -> _Palette:
     light = float(luminance(skin))
     tint = skin / max(1.0, light)
-    enamel = np.array([0.87, 0.895, 0.95], np.float32) * (0.40 * tint + 0.60) * min(228.0, 1.02 * light + 14)
+    enamel = np.array([0.86, 0.92, 0.96], np.float32) * (0.50 * tint + 0.50) * min(232.0, 1.08 * light + 12)
     flesh = np.array([70, 68, 128], np.float32) * (0.75 * light / 255)
     return _Palette(
         cavity=lips * np.array([0.16, 0.15, 0.24], np.float32),

@@ -9,7 +9,7 @@ OVAL = [10, 338, 297, 332, 284, 251, 389, 356, 454, 323, 361, 288, 397, 365, 379
 JAW = [132, 58, 172, 136, 150, 149, 176, 148, 152, 377, 400, 378, 379, 365, 397, 288, 361]
 FOREHEAD, CHIN, NOSE_BASE = 10, 152, 2
 RIGHT_EDGE, LEFT_EDGE = 234, 454  # of the face, level with the ears
-CHEEKS_AND_CHIN = [50, 280, 205, 425, 199, 175, 101, 330]
+AROUND_MOUTH = [205, 425, 206, 426, 164, 18, 200, 199, 175, 50, 280]
 
 RIGHT_EYE_OUTER, LEFT_EYE_OUTER = 33, 263
 # Each from corner to corner, left to right in the picture.

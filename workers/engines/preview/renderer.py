@@ -1,4 +1,7 @@
-"""One frame: all motions composed into one map, one read of the photo, then the inner mouth over it."""
+"""One frame: all motions composed into one map, one read of the photo, then the inner mouth over it.
+
+Everything is linear in colour, so the photo is turned into Y, Cb, Cr once and frames come out as yuv420p.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import cv2
 import numpy as np
 
 from workers.engines.preview.backdrop import measure_backdrop
+from workers.engines.preview.colour import planes, to_yuv
 from workers.engines.preview.eyes import measure_eyes
 from workers.engines.preview.framing import FramedPortrait
 from workers.engines.preview.head import HeadField
@@ -18,27 +22,37 @@ _SHARPNESS = 2  # the photo is enlarged this much once; a linear read of it then
 
 
 class Renderer:
-    """Draws one person.  Reads nothing but the pose, so a frame depends on nothing else."""
+    """Draws one person.  Holds nothing that a frame changes, so frames may be drawn in any order and at once."""
 
     def __init__(self, portrait: FramedPortrait, mouth_strength: float) -> None:
-        self._size = portrait.size
-        width, height = self._size
+        self._size = width, height = portrait.size
         self._head = HeadField(portrait)
         geometry = measure_mouth(portrait)
         self._mouth = MouthWarp(geometry, mouth_strength)
         self._inside = InnerMouth(portrait, geometry)
         self._margin = 6 + int(0.25 * geometry.half)  # pixels by which the head's motion may move a part of the face
         self._eyes = measure_eyes(portrait)
-        backdrop = measure_backdrop(portrait)
-        source = portrait.image
-        if backdrop is not None:
-            source = np.dstack([source, np.rint(backdrop.cover * 255).astype(np.uint8)])
-        large = (_SHARPNESS * width, _SHARPNESS * height)
-        self._source = cv2.resize(source, large, interpolation=cv2.INTER_LANCZOS4)
-        self._plate = None if backdrop is None else backdrop.plate
 
-    def frame(self, pose: Pose) -> Pixels:
-        """One frame [height, width, 3], BGR."""
+        large = (_SHARPNESS * width, _SHARPNESS * height)
+        photo = cv2.resize(to_yuv(portrait.image), large, interpolation=cv2.INTER_LANCZOS4)
+        backdrop = measure_backdrop(portrait)
+        if backdrop is None:
+            cover = np.ones(photo.shape[:2], np.float32)
+            plate = np.zeros((height, width, 3), np.float32)
+        else:
+            cover = np.clip(cv2.resize(backdrop.cover, large, interpolation=cv2.INTER_LANCZOS4), 0, 1)
+            plate = to_yuv(backdrop.plate)
+        # The person's colours are multiplied by their cover once; laying them over the plate is then one addition.
+        person = np.dstack([photo * cover[..., None], cover * 255])
+        self._person = np.clip(np.rint(person), 0, 255).astype(np.uint8)
+        half = cv2.resize(plate, (width // 2, height // 2), interpolation=cv2.INTER_AREA)
+        self._plate = tuple(
+            np.ascontiguousarray(np.rint(plane)).astype(np.uint8)
+            for plane in (plate[..., 0], half[..., 1], half[..., 2])
+        )
+
+    def draw(self, pose: Pose, frame: Pixels) -> None:
+        """Draw one frame into `frame`, yuv420p [height * 3 / 2, width]."""
         x, y = self._head.backward(pose)
         shape = self._mouth.shape(pose)
         g = self._mouth.geometry
@@ -50,11 +64,10 @@ class Renderer:
         y[rows, columns] += sin * moved[..., 0] + cos * moved[..., 1]
         self._move_eyes(x, y, pose)
 
-        picture = self._read_photo(x, y)
+        self._lay_over_plate(self._read_photo(x, y), frame)
         patch = self._inside.draw(pose, shape)
         if patch is not None:
-            self._paint(picture, patch, (rows, columns), mouth_u, mouth_v)
-        return picture
+            self._paint(frame, patch, (rows, columns), mouth_u, mouth_v)
 
     def _move_eyes(self, x: Floats, y: Floats, pose: Pose) -> None:
         if pose.blink <= 0 and pose.brow <= 1e-3:
@@ -69,30 +82,48 @@ class Renderer:
             y[rows, columns] += cos * down
 
     def _read_photo(self, x: Floats, y: Floats) -> Pixels:
-        half = np.float32((_SHARPNESS - 1) / 2)
-        whole, part = cv2.convertMaps(x * _SHARPNESS + half, y * _SHARPNESS + half, cv2.CV_16SC2)
-        moved = cv2.remap(self._source, whole, part, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-        if self._plate is None:
-            return moved
-        person = cv2.cvtColor(moved, cv2.COLOR_BGRA2BGR)
-        cover = cv2.cvtColor(cv2.extractChannel(moved, 3), cv2.COLOR_GRAY2BGR)
-        front = cv2.multiply(person, cover, scale=1 / 255.0)
-        return cv2.add(front, cv2.multiply(self._plate, cv2.bitwise_not(cover), scale=1 / 255.0))
+        """The person moved: Y, Cb, Cr times cover, and cover, uint8 [height, width, 4]."""
+        middle = np.float32((_SHARPNESS - 1) / 2)
+        at_x, at_y = x * np.float32(_SHARPNESS) + middle, y * np.float32(_SHARPNESS) + middle
+        return cv2.remap(self._person, at_x, at_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+
+    def _lay_over_plate(self, person: Pixels, frame: Pixels) -> None:
+        half = cv2.resize(person, (person.shape[1] // 2, person.shape[0] // 2), interpolation=cv2.INTER_AREA)
+        for channel, (source, plate, target) in enumerate(
+            zip((person, half, half), self._plate, planes(frame), strict=True)
+        ):
+            behind = cv2.bitwise_not(cv2.extractChannel(source, 3))
+            still = cv2.multiply(plate, behind, scale=1 / 255.0)
+            cv2.add(cv2.extractChannel(source, channel), still, dst=target)
 
     def _paint(
-        self, picture: Pixels, patch: InnerPatch, mouth: tuple[slice, slice], mouth_u: Floats, mouth_v: Floats
+        self, frame: Pixels, patch: InnerPatch, mouth: tuple[slice, slice], mouth_u: Floats, mouth_v: Floats
     ) -> None:
         """Lay the inner mouth over the picture; it moves with the head but is not stretched with the lips."""
         g = self._mouth.geometry
         height, width = patch.cover.shape
         left, top = g.u[0] + patch.column, g.v[0] + patch.row
-        rows, columns = g.axes.region(left, top, width, height, self._margin, self._size)
+        rows, columns = (_even(part) for part in g.axes.region(left, top, width, height, self._margin, self._size))
         part = (
             slice(rows.start - mouth[0].start, rows.stop - mouth[0].start),
             slice(columns.start - mouth[1].start, columns.stop - mouth[1].start),
         )
         at_u, at_v = mouth_u[part] - patch.column, mouth_v[part] - patch.row
-        layer = np.dstack([patch.colour * patch.cover[..., None], patch.cover])
+        layer = np.dstack([to_yuv(patch.colour) * patch.cover[..., None], patch.cover])
         layer = cv2.remap(layer, at_u, at_v, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT)
-        blended = picture[rows, columns] * (1 - layer[..., 3:]) + layer[..., :3] + 0.5
-        picture[rows, columns] = np.clip(blended, 0, 255).astype(np.uint8)
+        half = cv2.resize(layer, (layer.shape[1] // 2, layer.shape[0] // 2), interpolation=cv2.INTER_AREA)
+        halves = slice(rows.start // 2, rows.stop // 2), slice(columns.start // 2, columns.stop // 2)
+        luma, *chroma = planes(frame)
+        _blend(luma[rows, columns], layer, 0)
+        _blend(chroma[0][halves], half, 1)
+        _blend(chroma[1][halves], half, 2)
+
+
+def _blend(target: Pixels, layer: Floats, channel: int) -> None:
+    """`layer`'s channel, already multiplied by its cover in channel 3, over `target`, in place."""
+    target[:] = np.clip(target * (1 - layer[..., 3]) + layer[..., channel] + np.float32(0.5), 0, 255).astype(np.uint8)
+
+
+def _even(part: slice) -> slice:
+    """Cut at even pixels, where chroma has its own; inwards, so that the part stays inside its region."""
+    return slice(part.start + part.start % 2, part.stop - part.stop % 2)
