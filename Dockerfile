@@ -7,7 +7,7 @@ ARG BASE=python:3.12-slim-bookworm
 
 FROM ${BASE} AS build
 ARG EXTRAS=""
-ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_NO_COMPILE=1
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
 RUN python3 -m venv /opt/farm
 WORKDIR /source
 # The locked packages change less often than the code, so they are a layer of their own.
