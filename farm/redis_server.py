@@ -29,7 +29,9 @@ def server_program() -> Path:
     try:
         return Path(get_binary_path())
     except ValkeyBinaryNotFoundError as error:
-        raise ConfigError(f"no Redis server for this machine ({error}); install redis-server or set FARM_REDIS_URL") from None
+        raise ConfigError(
+            f"no Redis server for this machine ({error}); install redis-server or set FARM_REDIS_URL"
+        ) from None
 
 
 def server_argv(settings: Settings) -> list[str]:

@@ -45,6 +45,7 @@ class Submission:
     intake: Intake
     problems: tuple[RowProblem, ...]  # rows that were skipped
     rang: bool  # False: Redis did not answer; idle workers find the work by themselves
+    new_rows: int  # rows that became jobs, or would have in a dry run
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +68,7 @@ def submit(
     skip_bad: bool = False,
     again: bool = False,
     overwrite: bool = False,
+    dry_run: bool = False,
     doorbell: Doorbell | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Submission:
@@ -94,12 +96,16 @@ def submit(
     problems = sorted([*problems, *taken], key=lambda p: p.row)
     if problems and (not skip_bad or not requests):
         raise BadRows(problems, source)
+    if dry_run:
+        known = known_jobs(ledger, [r.key for r in requests])
+        ids = tuple(known[r.key] for r in requests if r.key in known)
+        return Submission(Intake(None, (), ids), tuple(problems), True, len(requests) - len(ids))
     intake = take_in(ledger, requests, name=name or Path(source).stem, source=source, owner=user)
     rang = True
     if intake.new_job_ids:
         bell = doorbell or Doorbell(settings)
         rang = bell.ring(take_owed_doorbells(ledger))
-    return Submission(intake, tuple(problems), rang)
+    return Submission(intake, tuple(problems), rang, len(intake.new_job_ids))
 
 
 def _user() -> str:

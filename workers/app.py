@@ -15,7 +15,7 @@ from typing import Any
 
 from celery import Celery, bootsteps
 from celery.worker import WorkController
-from kombu import Queue
+from kombu.entity import Queue
 
 from farm.config import Settings, load_settings
 from farm.doorbell import TASK, Doorbell, make_app, queue_name
@@ -56,7 +56,7 @@ class RunnerStep(bootsteps.StartStopStep):  # type: ignore[misc]
 def build(settings: Settings, spec: WorkerSpec) -> Celery:
     """The Celery app of one worker, with its runner in it."""
     app = make_app(settings)
-    app.conf.task_queues = [Queue(queue_name(spec.queue), routing_key=queue_name(spec.queue))]
+    app.conf.task_queues = [Queue(queue_name(spec.queue), routing_key=queue_name(spec.queue))]  # type: ignore[no-untyped-call]
     app.conf.task_default_queue = queue_name(spec.queue)
     ledger = open_ledger(settings.ledger)
     ensure_current(ledger)

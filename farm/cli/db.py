@@ -1,0 +1,83 @@
+"""`farm db`."""
+
+from __future__ import annotations
+
+import click
+
+from farm.cli.farm_context import Farm
+from farm.errors import LedgerError
+from farm.ledger import migrate, open_ledger
+
+
+@click.group()
+def db() -> None:
+    """Look after the ledger's shape.
+
+    \b
+    Example:
+        farm db check
+    """
+
+
+@db.command()
+@click.option("--revision", default="head", show_default=True, help="To which revision.")
+@click.pass_obj
+def upgrade(farm: Farm, revision: str) -> None:
+    """Bring the ledger to the newest shape.  Drain the workers first; make a backup of PostgreSQL.
+
+    \b
+    Example:
+        farm db upgrade
+    """
+    ledger = open_ledger(farm.settings.ledger)
+    before = migrate.current_revision(ledger)
+    migrate.upgrade(ledger, revision)
+    click.echo(f"{before or 'empty'} -> {migrate.current_revision(ledger)}")
+
+
+@db.command()
+@click.argument("revision")
+@click.confirmation_option(prompt="This may drop columns and what is in them. Go on?")
+@click.pass_obj
+def downgrade(farm: Farm, revision: str) -> None:
+    """Bring the ledger back to an earlier shape; `base` empties it.
+
+    \b
+    Example:
+        farm db downgrade 0001 --yes
+    """
+    ledger = open_ledger(farm.settings.ledger)
+    migrate.downgrade(ledger, revision)
+    click.echo(f"now at {migrate.current_revision(ledger) or 'empty'}")
+
+
+@db.command()
+@click.pass_obj
+def current(farm: Farm) -> None:
+    """Print the ledger's revision and the newest one.
+
+    \b
+    Example:
+        farm db current
+    """
+    ledger = open_ledger(farm.settings.ledger)
+    click.echo(f"{migrate.current_revision(ledger) or 'empty'} (newest: {migrate.newest_revision()})")
+
+
+@db.command()
+@click.pass_obj
+def check(farm: Farm) -> None:
+    """Check that the ledger has the shape that this farm expects.  Exits with 1 if not.
+
+    \b
+    Example:
+        farm db check
+    """
+    ledger = open_ledger(farm.settings.ledger)
+    have, want = migrate.current_revision(ledger), migrate.newest_revision()
+    if have != want:
+        raise LedgerError(f"the ledger is at revision {have or 'empty'}, this farm needs {want}; run `farm db upgrade`")
+    different = migrate.differences(ledger)
+    if different:
+        raise LedgerError("the ledger differs from what this farm expects: " + "; ".join(different[:5]))
+    click.echo(f"the ledger is right, at revision {have}")

@@ -1,0 +1,27 @@
+"""`farm doctor`."""
+
+from __future__ import annotations
+
+import click
+
+from farm.cli.farm_context import Farm
+from farm.cli.show import echo_rows, json_option
+from farm.doctor import Finding, examine
+
+
+@click.command()
+@json_option
+@click.pass_context
+def doctor(ctx: click.Context, as_json: bool) -> None:
+    """Examine this machine's part of the farm and say what to do.  Exits with 1 if something is wrong.
+
+    \b
+    Example:
+        farm doctor
+    """
+    farm: Farm = ctx.obj
+    findings: list[Finding] = examine(farm.settings)
+    rows = [{"what": f.what, "is": f.verdict, "found": f.found, "do": f.advice} for f in findings]
+    echo_rows(rows, as_json=as_json, columns=("what", "is", "found", "do"), empty="nothing examined")
+    if any(f.verdict == "wrong" for f in findings):
+        ctx.exit(1)

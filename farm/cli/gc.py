@@ -1,0 +1,41 @@
+"""`farm gc`."""
+
+from __future__ import annotations
+
+import click
+
+from farm.cli.farm_context import Farm
+from farm.cli.show import echo_json, json_option
+from farm.retention import Garbage, find_garbage, remove
+
+
+@click.command()
+@click.option("--older-than", "days", type=float, default=14.0, show_default=True, help="Days since the job ended.")
+@click.option("--keep-gb", type=float, help="Rather, delete the oldest until the artifacts take at most this.")
+@click.option("--dry-run", is_flag=True, help="Say what would be deleted.")
+@json_option
+@click.pass_obj
+def gc(farm: Farm, days: float, keep_gb: float | None, dry_run: bool, as_json: bool) -> None:
+    """Delete working files of jobs that ended: segments, decoded audio, forgotten staging files.
+
+    Films, posters, contact sheets and reports are never deleted, nor anything that a job still needs.
+
+    \b
+    Example:
+        farm gc --dry-run
+        farm gc --older-than 3
+        farm gc --keep-gb 200
+    """
+    garbage: list[Garbage] = find_garbage(farm.ledger, farm.settings, older_than_days=days, keep_gb=keep_gb)
+    total = sum(item.size_bytes for item in garbage)
+    if not dry_run:
+        remove(farm.ledger, garbage)
+    if as_json:
+        for item in garbage:
+            echo_json(item)
+        return
+    verb = "would delete" if dry_run else "deleted"
+    click.echo(f"{verb} {len(garbage)} files, {total / 1e6:.1f} MB")
+    if dry_run:
+        for item in garbage[:50]:
+            click.echo(f"  {item.path}  ({item.why})")

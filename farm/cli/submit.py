@@ -1,0 +1,148 @@
+"""`farm submit`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from farm.batch import COLUMNS, read_batch
+from farm.cli.farm_context import Farm
+from farm.cli.show import console, echo_json, json_option
+from farm.cli.watch import follow
+from farm.cli.watch import summarise as summarise_jobs
+from farm.errors import InputError, SomeJobsFailed
+from farm.ledger import read
+from farm.states import JobState
+from farm.submit import Submission
+from farm.submit import submit as submit_rows
+
+_COLUMNS = "\b\nColumns; portrait and audio are required, a model's settings may be columns too:\n" + "\n".join(
+    f"  {name:<11} {text}" for name, text in COLUMNS.items()
+)
+
+
+@click.command(epilog=_COLUMNS)
+@click.argument("batch", type=click.Path(path_type=Path))
+@click.option("-o", "--out", type=click.Path(path_type=Path, file_okay=False), help="Folder for the films.")
+@click.option("--name", help="What the batch is called; default: the file's name.")
+@click.option("--owner", help="For whom; default: your user name.")
+@click.option("--set", "sets", multiple=True, metavar="COLUMN=VALUE", help="A cell for every row that lacks it.")
+@click.option("--skip-bad", is_flag=True, help="Submit the good rows even if others are bad.")
+@click.option("--again", is_flag=True, help="Make new jobs of rows that are jobs already.")
+@click.option("--overwrite", is_flag=True, help="Let films replace files that this farm did not make.")
+@click.option("--wait", is_flag=True, help="Stay until the films are done; exits with 3 if some jobs failed.")
+@click.option("--dry-run", is_flag=True, help="Check every row and write nothing.")
+@json_option
+@click.pass_obj
+def submit(
+    farm: Farm,
+    batch: Path,
+    out: Path | None,
+    name: str | None,
+    owner: str | None,
+    sets: tuple[str, ...],
+    skip_bad: bool,
+    again: bool,
+    overwrite: bool,
+    wait: bool,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Put the rows of BATCH (CSV or JSON lines, UTF-8) into the ledger and ring the workers.
+
+    Every row is checked before anything is written.  The same rows again are the same jobs, so an interrupted submit
+    is simply repeated.
+
+    \b
+    Example:
+        farm submit lectures.csv
+        farm submit lectures.csv --wait --set preset=calm -o /srv/films
+    """
+    rows = read_batch(batch)
+    with Progress(
+        TextColumn("looking at files"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        console=console(),
+        transient=True,
+        disable=not sys.stdout.isatty() or as_json,
+    ) as bar:
+        task = bar.add_task("", total=None)
+        done = submit_rows(
+            farm.ledger,
+            farm.settings,
+            rows,
+            base=batch.resolve().parent,
+            source=str(batch),
+            name=name,
+            owner=owner,
+            output_dir=out,
+            defaults=parse_sets(sets),
+            skip_bad=skip_bad,
+            again=again,
+            overwrite=overwrite,
+            dry_run=dry_run,
+            on_progress=lambda seen, of: bar.update(task, completed=seen, total=of),
+        )
+    for problem in done.problems:
+        click.echo(f"{batch}:{problem.row}: skipped: {problem.sentence}", err=True)
+    if dry_run:
+        click.echo(f"{len(done.intake.known_job_ids)} rows are jobs already, {done.new_rows} would be new.")
+        return
+    if as_json:
+        _echo_submission(done)
+    else:
+        _say_submission(farm, done)
+    if wait:
+        follow(farm, done.intake.job_ids, quiet=as_json)
+        summarise_jobs(farm, done.intake.job_ids, as_json=as_json)
+        failed = read.jobs(
+            farm.ledger, ids=done.intake.job_ids, states=[JobState.FAILED, JobState.CANCELLED], limit=None
+        )
+        if failed:
+            count = len(failed)
+            raise SomeJobsFailed(
+                f"{count} of {len(done.intake.job_ids)} jobs did not become films;"
+                f" `farm jobs show {failed[-1].id}` tells why"
+            )
+
+
+def parse_sets(sets: tuple[str, ...]) -> dict[str, Any]:
+    cells: dict[str, Any] = {}
+    for word in sets:
+        column, equals, value = word.partition("=")
+        if not equals:
+            raise InputError(f"--set {word}: write COLUMN=VALUE")
+        cells[column.strip().lower()] = value.strip()
+    return cells
+
+
+def _echo_submission(done: Submission) -> None:
+    echo_json(
+        {
+            "batch": done.intake.batch_id,
+            "new": list(done.intake.new_job_ids),
+            "known": list(done.intake.known_job_ids),
+            "skipped": [{"row": p.row, "reason": p.sentence} for p in done.problems],
+            "rang": done.rang,
+        }
+    )
+
+
+def _say_submission(farm: Farm, done: Submission) -> None:
+    new, known = done.intake.new_job_ids, done.intake.known_job_ids
+    if new:
+        span = f"job {new[0]}" if len(new) == 1 else f"jobs {new[0]}-{new[-1]}"
+        click.echo(f"batch {done.intake.batch_id}: {span} submitted")
+    if known:
+        what = "row is a job" if len(known) == 1 else "rows are jobs"
+        ended = [j for j in read.jobs(farm.ledger, ids=known, limit=None) if j.state is JobState.FAILED]
+        click.echo(f"{len(known)} {what} already; --again would render them anew")
+        if ended:
+            click.echo(f"{len(ended)} of them failed; `farm jobs retry {ended[-1].id}` tries one again")
+    if new and not done.rang:
+        click.echo("Redis does not answer; `farm up` starts the workers, which will find these jobs.", err=True)

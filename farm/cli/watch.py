@@ -1,0 +1,172 @@
+"""`farm watch`: live progress."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+from rich import box
+from rich.console import Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from farm.cli.farm_context import Farm
+from farm.cli.show import STATE_STYLES, console, echo_json, echo_rows, json_option, length, times
+from farm.ledger import control, read
+from farm.ledger.progress import JobProgress, job_progress
+from farm.states import FINISHED, JobState
+
+LOOK_SECONDS = 0.5
+SHOWN_JOBS = 30
+
+
+@click.command()
+@click.argument("batch_ids", metavar="[BATCH]...", nargs=-1, type=int)
+@click.option("--once", is_flag=True, help="Show the present state and end.")
+@json_option
+@click.pass_obj
+def watch(farm: Farm, batch_ids: tuple[int, ...], once: bool, as_json: bool) -> None:
+    """Watch jobs being rendered: segments, frames per second, time left, device, last error.
+
+    Without a BATCH it shows everything that is not finished, and ends when all is.
+
+    \b
+    Example:
+        farm watch
+        farm watch 12 --once --json | jq .doing
+    """
+    ids: list[int] = []
+    for batch_id in batch_ids:
+        read.batch(farm.ledger, batch_id)
+        ids += control.job_ids_of_batch(farm.ledger, batch_id)
+    if not batch_ids:
+        open_states = [state for state in JobState if state not in FINISHED]
+        ids = sorted(job.id for job in read.jobs(farm.ledger, states=open_states, limit=None))
+    if not ids:
+        click.echo("nothing is being rendered; `farm jobs list` shows what was", err=True)
+        return
+    if once or not sys.stdout.isatty():
+        found = job_progress(farm.ledger, ids)
+        echo_rows((as_row(p) for p in found), as_json=as_json, columns=_COLUMNS, empty="nothing")
+        if once:
+            return
+    follow(farm, ids, quiet=as_json)
+
+
+_COLUMNS = ("job", "name", "state", "frames", "of", "fps", "x", "left", "doing", "error")
+
+
+def as_row(progress: JobProgress) -> dict[str, Any]:
+    """One job's progress for a table or a program."""
+    return {
+        "job": progress.job.id,
+        "name": progress.job.name,
+        "state": progress.job.shown_state,
+        "frames": progress.frames,
+        "of": progress.total_frames,
+        "segments_done": progress.job.segments_done,
+        "segments": progress.job.segments_total,
+        "fps": progress.frames_per_second,
+        "x": progress.times_real_time,
+        "left": progress.seconds_left,
+        "doing": progress.doing,
+        "workers": list(progress.workers),
+        "error": progress.last_error,
+    }
+
+
+def follow(farm: Farm, job_ids: Sequence[int], *, quiet: bool) -> None:
+    """Stay until these jobs have ended; on a terminal, show how they go."""
+    if quiet or not sys.stdout.isatty():
+        told: set[str] = set()
+        while read.unfinished(farm.ledger, job_ids):
+            _tell_stuck(farm, told)
+            time.sleep(LOOK_SECONDS)
+        return
+    with Live(console=console(), refresh_per_second=4, transient=True) as live:
+        while True:
+            found = job_progress(farm.ledger, job_ids)
+            live.update(_picture(farm, found))
+            if all(p.job.state in FINISHED for p in found):
+                return
+            time.sleep(LOOK_SECONDS)
+
+
+def _tell_stuck(farm: Farm, told: set[str]) -> None:
+    for item in read.stuck(farm.ledger):
+        if item.reason not in told:
+            told.add(item.reason)
+            click.echo(f"farm: {item.reason}", err=True)
+
+
+def _picture(farm: Farm, found: Sequence[JobProgress]) -> RenderableType:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, expand=True)
+    for column in ("job", "name", "state", "progress", "fps", "x", "left", "doing"):
+        table.add_column(
+            column,
+            justify="right" if column in ("job", "fps", "x", "left") else "left",
+            no_wrap=True,
+            ratio=2 if column in ("name", "doing") else None,
+            overflow="ellipsis",
+        )
+    going = [p for p in found if p.job.state not in FINISHED]
+    ended = [p for p in found if p.job.state in FINISHED]
+    going.sort(key=lambda p: (not p.workers, p.job.id))
+    for p in [*going, *reversed(ended)][:SHOWN_JOBS]:
+        table.add_row(
+            str(p.job.id),
+            p.job.name,
+            Text(p.job.shown_state, style=STATE_STYLES.get(p.job.shown_state, "")),
+            ProgressBar(total=1.0, completed=p.share, width=24),
+            f"{p.frames_per_second:.1f}" if p.frames_per_second else "",
+            times(p.times_real_time),
+            length(p.seconds_left),
+            Text(p.last_error or p.doing, style="red" if p.last_error else ""),
+        )
+    done = sum(1 for p in found if p.job.state is JobState.SUCCEEDED)
+    failed = sum(1 for p in found if p.job.state in (JobState.FAILED, JobState.CANCELLED))
+    seconds = sum(p.job.audio_seconds for p in going)
+    line = f"{done} of {len(found)} films done"
+    line += f", {failed} failed" if failed else ""
+    line += f", {length(seconds)} of film to go" if going else ""
+    stuck = [Text(item.reason, style="yellow") for item in read.stuck(farm.ledger)] if going else []
+    return Group(table, Text(line), *stuck)
+
+
+def summarise(farm: Farm, job_ids: Iterable[int], *, as_json: bool) -> None:
+    """The table at the end: each film, its length, its render speed and its path."""
+    found = job_progress(farm.ledger, list(job_ids))
+    films = read.films(farm.ledger, [p.job.id for p in found])
+    if as_json:
+        for p in found:
+            film = films.get(p.job.id)
+            echo_json({**as_row(p), "film": film.path if film else None, "reason": p.job.reason})
+        return
+    rows: list[dict[str, Any]] = []
+    for p in found:
+        film = films.get(p.job.id)
+        rows.append(
+            {
+                "row": p.job.row_number,
+                "name": p.job.name,
+                "state": p.job.shown_state,
+                "length": length(p.job.audio_seconds),
+                "speed": times(p.times_real_time),
+                "film": _short(film.path) if film else p.job.reason,
+            }
+        )
+    echo_rows(rows, as_json=False, columns=("row", "name", "state", "length", "speed", "film"), empty="no jobs")
+
+
+def _short(path: str) -> str:
+    """Relative to where the user stands, when that is shorter."""
+    try:
+        return str(Path(path).relative_to(Path.cwd()))
+    except ValueError:
+        return path

@@ -1,0 +1,158 @@
+"""Examining one machine's part of the farm: each finding with what to do about it."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import psutil
+
+from farm import processes, redis_server
+from farm.config import Settings, settings_files
+from farm.errors import FarmError
+from farm.ledger import migrate, open_ledger, read
+from farm.media.binary import find_ffmpeg, version
+from farm.roster import WorkerSpec, load_roster, roster_file
+
+PROBE_SECONDS = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    what: str
+    verdict: str  # "well", "mind" or "wrong"
+    found: str
+    advice: str = ""
+
+
+def examine(settings: Settings) -> list[Finding]:
+    """Every examination in turn; none raises for what it finds."""
+    findings = [_python(), _settings(settings)]
+    examinations: tuple[Callable[[Settings], list[Finding]], ...] = (_ffmpeg, _redis, _ledger, _disk, _roster)
+    for examination in examinations:
+        try:
+            findings += examination(settings)
+        except FarmError as error:
+            findings.append(Finding(examination.__name__.strip("_"), "wrong", str(error)))
+    return findings
+
+
+def _python() -> Finding:
+    return Finding("python", "well", f"{sys.version.split()[0]} at {sys.executable}")
+
+
+def _settings(settings: Settings) -> Finding:
+    files = ", ".join(str(path) for path in settings_files() if path.is_file())
+    return Finding("settings", "well", f"home {settings.home}; {files}")
+
+
+def _ffmpeg(settings: Settings) -> list[Finding]:
+    ffmpeg = find_ffmpeg()
+    return [Finding("ffmpeg", "well", f"{version(ffmpeg)} at {ffmpeg}")]
+
+
+def _redis(settings: Settings) -> list[Finding]:
+    problem = redis_server.why_silent(settings)
+    shown = settings.redis.rsplit("@", 1)[-1]
+    if problem is None:
+        return [Finding("redis", "well", f"answers at {shown}")]
+    if settings.redis_is_private and processes.find("supervisor", settings.run_dir) is None:
+        program = redis_server.server_program()
+        return [Finding("redis", "mind", f"private, not started ({program})", "`farm up` starts it")]
+    advice = f"see {settings.logs_dir / 'redis.log'}" if settings.redis_is_private else "check FARM_REDIS_URL"
+    return [Finding("redis", "wrong", f"{shown}: {problem}", advice)]
+
+
+def _ledger(settings: Settings) -> list[Finding]:
+    ledger = open_ledger(settings.ledger)
+    try:
+        have, want = migrate.current_revision(ledger), migrate.newest_revision()
+        kind = "SQLite" if ledger.is_sqlite else "PostgreSQL"
+        if have is None:
+            return [Finding("ledger", "mind", f"{kind}, empty", "`farm db upgrade`, or it is made at the first submit")]
+        if have != want:
+            return [Finding("ledger", "wrong", f"{kind} at revision {have}, needed {want}", "`farm db upgrade`")]
+        found = [Finding("ledger", "well", f"{kind} at revision {have}")]
+        for item in read.stuck(ledger):
+            found.append(Finding("queue " + item.queue, "wrong", f"{item.segments} segments wait", item.reason))
+        return found
+    finally:
+        ledger.close()
+
+
+def _disk(settings: Settings) -> list[Finding]:
+    folder = settings.home
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free / 1e9
+    memory = psutil.virtual_memory().available / 1e9
+    room = settings.room
+    return [
+        Finding(
+            "disk",
+            "well" if free >= room.min_free_disk_gb else "wrong",
+            f"{free:.1f} GB free at {folder}",
+            "" if free >= room.min_free_disk_gb else "free some or run `farm gc`; workers take nothing until then",
+        ),
+        Finding(
+            "memory",
+            "well" if memory >= room.min_free_memory_gb else "wrong",
+            f"{memory:.1f} GB available",
+            "" if memory >= room.min_free_memory_gb else "workers take nothing until more is free",
+        ),
+    ]
+
+
+def _roster(settings: Settings) -> list[Finding]:
+    specs = load_roster()
+    found = [Finding("workers", "well", f"{', '.join(s.name for s in specs)} from {roster_file()}")]
+    for spec in specs:
+        running = processes.find(f"worker-{spec.name}", settings.run_dir)
+        state = f"runs, pid {running.pid}" if running else "does not run"
+        found.append(
+            Finding(
+                f"worker {spec.name}",
+                "well" if running else "mind",
+                f"{spec.model or 'prepares and assembles'} on {spec.devices}; {state}",
+                "" if running else "`farm up` starts it",
+            )
+        )
+        found += _interpreter(spec)
+    if any(spec.device_set.kind == "cuda" for spec in specs):
+        found.append(_cards())
+    return found
+
+
+def _interpreter(spec: WorkerSpec) -> list[Finding]:
+    """Whether the worker's interpreter starts and has numpy, which every host needs."""
+    if not spec.renders or spec.python == sys.executable:
+        return []
+    code = "import sys, numpy; print(sys.version.split()[0])"
+    try:
+        done = subprocess.run(
+            [spec.python, "-c", code], capture_output=True, text=True, timeout=PROBE_SECONDS, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return [Finding(f"python of {spec.name}", "wrong", f"{spec.python}: {error}", "mend python_executable")]
+    if done.returncode:
+        said = (done.stderr.strip().splitlines() or ["it failed"])[-1]
+        return [Finding(f"python of {spec.name}", "wrong", f"{spec.python}: {said}", "install numpy there")]
+    return [Finding(f"python of {spec.name}", "well", f"{done.stdout.strip()} at {spec.python}")]
+
+
+def _cards() -> Finding:
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return Finding("cuda", "wrong", "nvidia-smi is not there", "install the NVIDIA driver")
+    query = ["--query-gpu=index,name,memory.used,memory.total,driver_version", "--format=csv,noheader"]
+    try:
+        done = subprocess.run([program, *query], capture_output=True, text=True, timeout=PROBE_SECONDS, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return Finding("cuda", "wrong", str(error), "check the NVIDIA driver")
+    lines = [line.strip() for line in done.stdout.splitlines() if line.strip()]
+    if done.returncode or not lines:
+        return Finding("cuda", "wrong", (done.stderr or done.stdout).strip()[:200], "check the NVIDIA driver")
+    return Finding("cuda", "well", "; ".join(lines))

@@ -1,0 +1,80 @@
+"""What may be deleted: working files of jobs that ended, and staging files that nobody writes any more."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from farm.artifacts import is_staging_name
+from farm.config import Settings
+from farm.ledger import Ledger, read
+from farm.ledger.retention import forget_artifacts, open_job_ids, working_artifacts
+
+STAGING_HOURS = 24.0  # longer than any attempt lives without renewing its lease
+
+
+@dataclass(frozen=True, slots=True)
+class Garbage:
+    path: str
+    size_bytes: int
+    why: str
+    artifact_id: int | None  # None for a file that the ledger does not know
+
+
+def find_garbage(
+    ledger: Ledger, settings: Settings, *, older_than_days: float, keep_gb: float | None = None
+) -> list[Garbage]:
+    """Files that no job needs, oldest first.
+
+    Of finished jobs: segments, thumbnails, the decoded sound and the normalised portrait, once the job ended
+    `older_than_days` ago; or with `keep_gb` the oldest of them until the rest fits.  A failed or cancelled job keeps
+    its files that long too, because a retry goes on from them.
+    """
+    now = ledger.now()
+    candidates = working_artifacts(ledger)
+    if keep_gb is None:
+        chosen = [c for c in candidates if c.ended_at < now - older_than_days * 86400.0]
+        why = f"its job ended more than {older_than_days:g} days ago"
+    else:
+        excess = sum(c.size_bytes for c in candidates) - keep_gb * 1e9
+        chosen = []
+        for candidate in candidates:
+            if excess <= 0:
+                break
+            chosen.append(candidate)
+            excess -= candidate.size_bytes
+        why = f"to keep at most {keep_gb:g} GB"
+    found = [Garbage(c.path, c.size_bytes, why, c.artifact_id) for c in chosen]
+    return found + _orphans(ledger, settings)
+
+
+def _orphans(ledger: Ledger, settings: Settings) -> list[Garbage]:
+    """Staging files of attempts that died, and files of lost attempts that were never published."""
+    found: list[Garbage] = []
+    oldest = time.time() - STAGING_HOURS * 3600.0
+    root = settings.artifacts_dir
+    if not root.is_dir():
+        return found
+    busy = set(open_job_ids(ledger))
+    for folder in root.glob("*/*"):
+        if not folder.name.isdigit():
+            continue
+        job_id = int(folder.name)
+        known = {a.path for a in read.artifacts(ledger, job_id)}
+        for path in folder.rglob("*"):
+            with contextlib.suppress(OSError):
+                if not path.is_file() or str(path) in known or path.stat().st_mtime > oldest:
+                    continue
+                if is_staging_name(path) or job_id not in busy:
+                    found.append(Garbage(str(path), path.stat().st_size, "left by an attempt that died", None))
+    return found
+
+
+def remove(ledger: Ledger, garbage: Sequence[Garbage]) -> None:
+    """Delete the files; the ledger forgets them first, so that it never promises a file that is gone."""
+    forget_artifacts(ledger, [g.artifact_id for g in garbage if g.artifact_id is not None])
+    for item in garbage:
+        Path(item.path).unlink(missing_ok=True)
