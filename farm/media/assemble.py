@@ -8,6 +8,7 @@ samples, so the sound ends with the last frame to the sample, and nothing depend
 from __future__ import annotations
 
 import contextlib
+import math
 import struct
 import subprocess
 import tempfile
@@ -55,7 +56,9 @@ def assemble(
     """
     counts = _check_segments(segments, frames, profile)
     length = Fraction(frames) / Fraction(*profile.fps)
-    with tempfile.TemporaryDirectory(prefix="farm-join-") as scratch, contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_deleted_on_failure(out_staging))
+        scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="farm-join-"))
         script = _write_script(Path(scratch), segments, counts, Fraction(*profile.fps))
         decoder = stack.enter_context(
             Child(
@@ -70,16 +73,16 @@ def assemble(
         argv = join_argv(script, header, out_staging, profile, audio_bitrate, metadata or {})
         joiner = stack.enter_context(Child(argv, timeout_seconds=timeout_seconds, stdin=subprocess.PIPE))
         enlarge_pipe(joiner.stdin.fileno())
-        wanted = -(-length * header.rate // 1)
+        wanted = math.ceil(length * header.rate)
+        slack = math.ceil(FRAMES_OF_TOLERANCE * header.rate / Fraction(*profile.fps))
         try:
-            decoded = _pump(decoder, joiner, header.channels, int(wanted), _tolerance(profile, header.rate))
+            decoded = _pump(decoder, joiner, header.channels, wanted, slack)
         except BrokenPipeError:
             joiner.finish()
             raise joiner.failure() from None
         if decoder.timed_out:
             raise decoder.failure()
-        if abs(Fraction(decoded, header.rate) - length) >= (FRAMES_OF_TOLERANCE + 1) / Fraction(*profile.fps):
-            joiner.kill()
+        if abs(decoded - wanted) > slack:
             said = f"the sound of {audio_source} has {decoded / header.rate:.3f} s, the film {float(length):.3f} s"
             raise MediaError(decoder.argv, 0, said)
         joiner.finish()
@@ -181,14 +184,23 @@ def _read_header(decoder: Child) -> _SoundHeader:
     return _SoundHeader(rate, channels)
 
 
-def _pump(decoder: Child, joiner: Child, channels: int, wanted: int, tolerance: int) -> int:
-    """Pass sound on, padded or cut to `wanted` samples per channel; return how many the source has.
+@contextlib.contextmanager
+def _deleted_on_failure(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
 
-    Stops reading at `tolerance` samples too many: the caller refuses the sound anyway.
+
+def _pump(decoder: Child, joiner: Child, channels: int, wanted: int, slack: int) -> int:
+    """Pass sound on, filled up or cut to `wanted` samples per channel; return how many the source has.
+
+    Beyond `slack` samples too many or too few the caller refuses the sound, so the rest is neither read nor filled up.
     """
     sample_bytes = 4 * channels
     decoded = 0
-    while decoded <= wanted + tolerance:
+    while decoded <= wanted + slack:
         data = decoder.stdout.read(MIB - MIB % sample_bytes)
         if not data:
             break
@@ -197,11 +209,7 @@ def _pump(decoder: Child, joiner: Child, channels: int, wanted: int, tolerance: 
         sound, wrong = silence_what_is_no_number(np.frombuffer(data, ">f4"))
         piece = sound.astype(">f4").tobytes() if wrong else data
         joiner.stdin.write(piece[: room * sample_bytes])
-    silence = max(0, wanted - decoded) if decoded + tolerance > wanted else 0
-    joiner.stdin.write(bytes(silence * sample_bytes))
+    if 0 < wanted - decoded <= slack:
+        joiner.stdin.write(bytes((wanted - decoded) * sample_bytes))
     joiner.stdin.close()
     return decoded
-
-
-def _tolerance(profile: EncoderProfile, rate: int) -> int:
-    return int((FRAMES_OF_TOLERANCE + 1) * rate / Fraction(*profile.fps)) + 1

@@ -78,7 +78,7 @@ def _picture_at(film: Path, seconds: float, width: int | None = None) -> Image.I
 def _last_frame_seconds(film: Path) -> float:
     """Time of the last frame."""
     try:
-        with av.open(locate(film), options=dict(FILM_GUARDS)) as media:
+        with av.open(locate(film), options=FILM_GUARDS) as media:
             video = media.streams.video[0]
             assert video.time_base is not None
             rate = video.average_rate

@@ -20,6 +20,7 @@ from farm.media.command import FILM_GUARDS, INPUT_GUARDS, locate
 
 PICTURE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
 MAX_PICTURE_PIXELS = 100_000_000
+QUICK = {"max_probe_packets": "4"}  # by default 2500 packets of every WAV are searched for DTS: 50 ms in place of 2
 SIDEWAYS = range(5, 9)  # EXIF orientations that swap width and height
 ORIENTATION_TAG = 0x0112
 
@@ -49,7 +50,7 @@ def probe_audio(path: Path) -> AudioInfo:
     _check_regular(path, "sound")
     try:
         # Bytes that no whitelisted format knows are "invalid data"; a known but refused format is "invalid argument".
-        with av.open(locate(path), options=dict(INPUT_GUARDS), metadata_errors="replace") as media:
+        with av.open(locate(path), options=INPUT_GUARDS | QUICK, metadata_errors="replace") as media:
             if not media.streams.audio:
                 raise InputError(f"{path} has no sound.")
             sound = media.streams.audio[0]
@@ -152,7 +153,7 @@ class SegmentInfo:
 def probe_segment(path: Path) -> SegmentInfo:
     """Count the packets of a segment that the farm made.  Raises MediaError when it is no such segment."""
     try:
-        with av.open(locate(path), options=dict(FILM_GUARDS)) as media:
+        with av.open(locate(path), options=FILM_GUARDS) as media:
             if not media.streams.video:
                 raise MediaError([str(path)], 0, f"{path} has no video")
             video = media.streams.video[0]

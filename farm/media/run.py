@@ -212,5 +212,7 @@ def enlarge_pipe(fd: int, size: int = MIB) -> None:
 
 
 def _environment() -> dict[str, Any]:
-    # FFREPORT would make ffmpeg write a log file wherever it runs; messages are parsed, so they stay in English.
-    return {key: value for key, value in os.environ.items() if key != "FFREPORT"} | {"LC_ALL": "C.UTF-8"}
+    # FFREPORT would make ffmpeg write a log file wherever it runs.  Messages are parsed, so they stay in English.  On a
+    # machine with many processors, glibc's arenas would use up the address space that a memory limit leaves.
+    inherited = {key: value for key, value in os.environ.items() if key != "FFREPORT"}
+    return inherited | {"LC_ALL": "C.UTF-8", "MALLOC_ARENA_MAX": "2"}

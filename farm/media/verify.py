@@ -94,7 +94,7 @@ def sha256_of_frames(path: Path) -> str:
 
 def _open(path: Path) -> av.container.InputContainer:
     try:
-        return av.open(locate(path), options=dict(FILM_GUARDS))
+        return av.open(locate(path), options=FILM_GUARDS)
     except (av.FFmpegError, OSError) as error:
         raise MediaError([str(path)], 0, f"{path} cannot be read: {error}") from error
 

@@ -49,23 +49,24 @@ def test_any_channels_become_one(make_media: MakeMedia, tmp_path: Path, layout: 
 
 
 @pytest.mark.parametrize(
-    ("name", "options", "exact"),
+    ("name", "options", "least", "most"),
     [
-        ("a.wav", (), True),
-        ("a.flac", (), True),
-        ("a.mp3", (), True),
-        ("a.m4a", (), False),
-        ("a.ogg", ("-c:a", "libvorbis"), True),
-        ("a.opus", ("-ar", "48000"), True),
-        ("a.mka", ("-c:a", "aac"), False),
-        ("a.ts", ("-c:a", "aac"), False),
+        ("a.wav", (), 0, 0),
+        ("a.flac", (), 0, 0),
+        ("a.mp3", (), 0, 0),
+        ("a.opus", ("-ar", "48000"), 0, 0),
+        ("a.m4a", (), 0, 1024),  # the last AAC frame's padding stays, or not, by ffmpeg's version
+        ("a.ogg", ("-c:a", "libvorbis"), -128, 0),  # ffmpeg drops the first short block
+        ("a.mka", ("-c:a", "aac"), 0, 2048),
+        ("a.ts", ("-c:a", "aac"), 0, 2048),  # a transport stream has no way to tell the priming
     ],
 )
-def test_codecs_add_no_priming(make_media: MakeMedia, tmp_path: Path, name: str, options: tuple[str, ...], exact: bool):
+def test_codecs_keep_the_length(
+    make_media: MakeMedia, tmp_path: Path, name: str, options: tuple[str, ...], least: int, most: int
+):
     source = make_media(name, "-f", "lavfi", "-i", "sine=duration=1:sample_rate=44100", *options)
     facts = decode_driving(source, tmp_path / "a.f32")
-    more = facts.native_samples - facts.native_rate
-    assert more == 0 if exact else 0 <= more <= 2 * 1024 + 100
+    assert least <= facts.native_samples - facts.native_rate <= most
     assert facts.notes == ()
 
 
@@ -108,7 +109,9 @@ def test_the_film_gets_as_many_samples_as_were_counted_when_the_rate_changes_ins
     make_media: MakeMedia, tmp_path: Path
 ):
     pieces = [
-        make_media(f"{rate}-{channels}.mp3", "-f", "lavfi", "-i", f"sine=duration=1:sample_rate={rate}", "-ac", channels)
+        make_media(
+            f"{rate}-{channels}.mp3", "-f", "lavfi", "-i", f"sine=duration=1:sample_rate={rate}", "-ac", channels
+        )
         for rate, channels in ((44_100, "1"), (22_050, "2"), (48_000, "1"))
     ]
     source = tmp_path / "mixed.mp3"
