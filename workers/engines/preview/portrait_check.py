@@ -18,6 +18,8 @@ from workers.engines.preview.shaping import Pixels, luminance
 
 _LEVEL_PITCH = 4.0  # degrees that the mesh reports for a face looking straight into the camera
 _SHARPNESS_SIDE = 128
+_SURE = 0.7  # the detector's score of an upright face is above this
+_TURNS = {cv2.ROTATE_90_CLOCKWISE: 90, cv2.ROTATE_180: 180, cv2.ROTATE_90_COUNTERCLOCKWISE: 270}
 
 
 @dataclass(frozen=True)
@@ -82,12 +84,13 @@ def look(image_path: Path, reader: FaceReader | None = None) -> PortraitFacts:
     reader = reader or FaceReader()
     height, width = photo.shape[:2]
     faces = _faces(photo, reader)
-    if faces:
-        return _describe(photo, len(faces), *faces[0])
-    for turns, degrees in ((cv2.ROTATE_90_CLOCKWISE, 90), (cv2.ROTATE_180, 180), (cv2.ROTATE_90_COUNTERCLOCKWISE, 270)):
-        if _faces(cv2.rotate(photo, turns), reader):
-            return PortraitFacts(width, height, 0, turned_by=degrees)
-    return PortraitFacts(width, height, 0)
+    score = faces[0][0].score if faces else 0.0
+    if score < _SURE:  # a face upside down is sometimes taken for an upright one, with a low score
+        for turn, degrees in _TURNS.items():
+            turned = _faces(cv2.rotate(photo, turn), reader)
+            if turned and turned[0][0].score > max(score + 0.15, _SURE):
+                return PortraitFacts(width, height, 0, turned_by=degrees)
+    return _describe(photo, len(faces), *faces[0]) if faces else PortraitFacts(width, height, 0)
 
 
 def check(facts: PortraitFacts, rules: PortraitRules | None = None) -> list[str]:

@@ -1,0 +1,138 @@
+"""Which photos are refused, and with which sentence."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from farm.errors import InputError
+from tests.conftest import ROOT
+from tests.engines.preview.conftest import ASTRONAUT
+from workers.engines.preview.face import FaceReader
+from workers.engines.preview.portrait_check import PortraitFacts, PortraitRules, check, look
+
+GOOD = PortraitFacts(
+    width=1000,
+    height=1200,
+    faces=1,
+    box=(300, 200, 400, 500),
+    score=0.95,
+    face_width=400,
+    eyes_open=0.3,
+    brightness=130,
+    sharpness=15,
+)
+
+
+def written(tmp_path: Path, picture: np.ndarray) -> Path:
+    path = tmp_path / "portrait.png"
+    cv2.imwrite(str(path), picture)
+    return path
+
+
+@pytest.fixture(scope="module")
+def astronaut() -> np.ndarray:
+    picture = cv2.imread(str(ASTRONAUT))
+    assert picture is not None
+    return picture
+
+
+def test_a_good_portrait_raises_no_notes_and_its_facts_are_json(reader: FaceReader) -> None:
+    facts = look(ASTRONAUT, reader)
+    assert check(facts) == []
+    assert (facts.faces, facts.width, facts.height) == (1, 512, 512)
+    assert 80 < facts.face_width < 110
+    assert max(abs(facts.yaw), abs(facts.pitch), abs(facts.roll)) < 12
+    assert json.loads(json.dumps(facts.as_json()))["faces"] == 1
+
+
+def test_glasses_and_a_cap_are_fine(reader: FaceReader) -> None:
+    assert check(look(ROOT / "examples/portraits/grace_hopper.jpg", reader)) == []
+
+
+def test_a_leaning_head_is_measured(reader: FaceReader, astronaut: np.ndarray, tmp_path: Path) -> None:
+    straight = look(ASTRONAUT, reader).roll
+    turn = cv2.getRotationMatrix2D((226, 120), -20, 1)
+    leaning = look(written(tmp_path, cv2.warpAffine(astronaut, turn, (512, 512))), reader)
+    assert leaning.roll - straight == pytest.approx(20, abs=4)
+
+
+def test_a_photo_on_its_side_is_refused(reader: FaceReader, astronaut: np.ndarray, tmp_path: Path) -> None:
+    for turn in (cv2.ROTATE_90_CLOCKWISE, cv2.ROTATE_180, cv2.ROTATE_90_COUNTERCLOCKWISE):
+        with pytest.raises(InputError, match="upright"):
+            check(look(written(tmp_path, cv2.rotate(astronaut, turn)), reader))
+
+
+def test_a_picture_without_a_face_is_refused(reader: FaceReader, tmp_path: Path) -> None:
+    noise = np.random.default_rng(1).integers(0, 255, (400, 300, 3), np.uint8)
+    with pytest.raises(InputError, match="no face was found in the portrait; use a photo"):
+        check(look(written(tmp_path, noise), reader))
+
+
+def test_a_face_too_small_in_a_large_photo_is_found_and_refused(
+    reader: FaceReader, astronaut: np.ndarray, tmp_path: Path
+) -> None:
+    photo = np.full((2000, 1500, 3), 90, np.uint8)
+    photo[300:556, 700:956] = cv2.resize(astronaut, (256, 256), interpolation=cv2.INTER_AREA)
+    with pytest.raises(InputError, match=r"the face in the portrait is only 4\d px wide; .* at least 60 px"):
+        check(look(written(tmp_path, photo), reader))
+
+
+def test_of_several_faces_the_largest_is_taken(reader: FaceReader, astronaut: np.ndarray, tmp_path: Path) -> None:
+    photo = np.full((512, 900, 3), 200, np.uint8)
+    photo[132:, :380] = cv2.resize(astronaut, (380, 380), interpolation=cv2.INTER_AREA)
+    photo[:, 388:] = astronaut
+    facts = look(written(tmp_path, photo), reader)
+    assert facts.faces == 2
+    assert facts.box is not None
+    assert facts.box[0] > 388
+    assert any("shows 2 faces; the largest one talks" in note for note in check(facts))
+
+
+def test_dark_and_blurred_photos_are_noted(reader: FaceReader, astronaut: np.ndarray, tmp_path: Path) -> None:
+    dark = look(written(tmp_path, (astronaut * 0.2).astype(np.uint8)), reader)
+    assert any("dark" in note for note in check(dark))
+    blurred = look(written(tmp_path, cv2.GaussianBlur(astronaut, (0, 0), 3)), reader)
+    assert any("blurred" in note for note in check(blurred))
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"yaw": -61.0}, "shows the face from the side"),
+        ({"pitch": 55.0}, "looks too far down"),
+        ({"pitch": -55.0}, "looks too far up"),
+        ({"roll": 70.0}, "lies on its side"),
+        ({"faces": 0, "turned_by": 90}, "turn it 90 degrees clockwise"),
+        ({"face_width": 59.0}, "only 59 px wide"),
+    ],
+)
+def test_what_no_model_could_animate_is_refused(change: dict[str, float], sentence: str) -> None:
+    assert check(GOOD) == []
+    with pytest.raises(InputError, match=sentence):
+        check(replace(GOOD, **change))
+
+
+def test_a_models_own_limits_count() -> None:
+    assert check(replace(GOOD, yaw=40.0)) == ["the face is turned by about 40 degrees; a frontal photo looks better"]
+    narrow = PortraitRules.from_mapping({"min_face_px": 500, "max_yaw_degrees": 30.0, "something_else": 1})
+    with pytest.raises(InputError, match="at least 500 px"):
+        check(GOOD, narrow)
+    assert check(PortraitFacts(100, 100, 0), PortraitRules(needs_face=False)) == ["no face was found in the portrait"]
+
+
+def test_a_file_that_is_no_picture_is_refused(reader: FaceReader, tmp_path: Path) -> None:
+    path = tmp_path / "letter.png"
+    path.write_text("hello")
+    with pytest.raises(InputError, match="is not a picture that can be read"):
+        look(path, reader)
+    path.write_bytes(b"")
+    with pytest.raises(InputError, match="is not a picture that can be read"):
+        look(path, reader)
+    with pytest.raises(InputError, match="cannot read the portrait"):
+        look(tmp_path / "none.png", reader)
