@@ -323,3 +323,30 @@ class FileRow(Table):
     mtime_ns: Mapped[int]
     sha256: Mapped[str] = mapped_column(String(64))
     facts: Mapped[dict[str, Any]]
+
+
+class ApiKeyRow(Table):
+    """Who may speak to the HTTP API.  The key itself is shown once, when it is made; only its hash is kept."""
+
+    __tablename__ = "api_keys"
+
+    id: Mapped[str] = mapped_column(String(16), primary_key=True)  # the part of the key that may be shown
+    sha256: Mapped[str] = mapped_column(String(64))
+    name: Mapped[str]
+    owner: Mapped[str] = mapped_column(String(200))
+    scope: Mapped[str] = mapped_column(String(8))
+    created_at: Mapped[float]
+    revoked_at: Mapped[float | None]
+
+
+class IdempotencyRow(Table):
+    """A request that its client marked with a key of its own, and what it was answered."""
+
+    __tablename__ = "idempotency"
+    __table_args__ = (Index("ix_idempotency_created_at", "created_at"),)
+
+    key: Mapped[str] = mapped_column(String(64), primary_key=True)  # hash of owner and the client's key
+    request_sha256: Mapped[str] = mapped_column(String(64))
+    job_id: Mapped[int | None]  # None while the request is being worked on
+    batch: Mapped[dict[str, Any] | None]  # the answer to a batch
+    created_at: Mapped[float]
