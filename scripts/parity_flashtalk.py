@@ -334,8 +334,8 @@ def chain(
         want = pipe.generate(taps[None])
         speech = dit.hear(taps)
         x = sampler.sample(
-            lambda x, step, speech=speech: dit.velocity(
-                x, condition, dit.modulation(marks[step]), film, speech, geometry, attend, motion.shape[1]
+            lambda x, step, speech=speech, known=motion.shape[1]: dit.velocity(
+                x, condition, dit.modulation(marks[step]), film, speech, geometry, attend, known
             ),
             marks,
             motion,

@@ -68,7 +68,7 @@ def test_a_whole_checkpoint_gives_its_tensors_unchanged(written: tuple[Path, Pat
 def test_a_truncated_shard_is_named(copied: tuple[Path, Path]) -> None:
     shard = copied[0] / "diffusion_pytorch_model-00002-of-00002.safetensors"
     shard.write_bytes(shard.read_bytes()[:-100])
-    with pytest.raises(ConfigError, match="00002-of-00002.safetensors is truncated"):
+    with pytest.raises(ConfigError, match=r"00002-of-00002\.safetensors is truncated"):
         checkpoints.check_checkpoint(*copied)
 
 

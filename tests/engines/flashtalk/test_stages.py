@@ -1,4 +1,4 @@
-"""Each stage keeps what a run beside upstream's own modules gave; golden.json is written by scripts/parity_flashtalk.py."""
+"""Each stage keeps what a run beside upstream gave; golden.json is written by scripts/parity_flashtalk.py."""
 
 from __future__ import annotations
 
@@ -112,6 +112,16 @@ def test_decoding_and_encoding_in_parts_equals_the_whole(vae: Vae) -> None:
     assert torch.allclose(vae.decode(latents, 1), whole, atol=1e-5)
     assert torch.allclose(vae.decode(latents, 2), whole, atol=1e-5)
     assert torch.allclose(vae.encode(whole, 1), vae.encode(whole), atol=1e-5)
+
+
+def test_stacked_planes_give_the_same_frames(vae: Vae) -> None:
+    source = RandomSource(inventory.vae_tensors(TINY_VAE), CPU)
+    stacked = Vae(TINY_VAE, source, CPU, torch.float32, upstream_rounding=False, stacked=(8, 32))
+    latents = torch.from_numpy(noise.keyed_normal(1, 0, 0, (16, 4, 3, 2)))
+    whole = vae.decode(latents)
+    assert torch.allclose(stacked.decode(latents), whole, atol=1e-5)
+    assert torch.allclose(stacked.decode(latents, 1, 5), whole[:, 5:], atol=1e-5)
+    assert torch.allclose(stacked.encode(whole, 1), vae.encode(whole), atol=1e-5)
 
 
 def test_sigmas_are_upstreams() -> None:

@@ -1,7 +1,9 @@
-"""The one seam for full self-attention: flash-attn where importable, a torch-npu kernel, or a torch backend.
+"""The one seam for full self-attention, from the query-key-value product to what the output product takes.
 
-Which of torch's backends is fastest depends on card and version, so it is tried once and the answer is kept on disk:
-a later process must not choose another one, because a resumed film has to be the film.
+Exact attention runs by flash-attn where importable, a torch-npu kernel, or a torch backend.  Which of torch's backends
+is fastest depends on card and version, so it is tried once and the answer is kept on disk: a later process must not
+choose another one, because a resumed film has to be the film.  `fp8` rounds what is multiplied; it is asked for by
+name.
 """
 
 from __future__ import annotations
@@ -11,12 +13,15 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from farm.errors import ConfigError
+from workers.engines.flashtalk import ops
+from workers.engines.flashtalk.linears import Activation
 
 Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 BACKENDS = {
@@ -28,8 +33,55 @@ BACKENDS = {
 WORTH = 0.97  # another backend must take less than this share of the time to be preferred over the one before it
 
 
-def attention(name: str) -> Attend:
-    """Full attention of q, k, v [N, heads, head_dim] to [N, heads * head_dim] by the backend of that name."""
+class SelfAttention(Protocol):
+    """Normalises and rotates queries and keys, then lets every token attend to all."""
+
+    def __call__(
+        self,
+        qkv: torch.Tensor,
+        gain: torch.Tensor,
+        cos: torch.Tensor,
+        sin: torch.Tensor,
+        heads: int,
+        eps: float,
+        skipped: int,
+    ) -> Activation:
+        """[N - skipped, D] from qkv [N, 3 * D], which may be overwritten; the first `skipped` queries are left out."""
+        ...
+
+
+class Exact:
+    """Attention in the tensors' own type by one of the exact backends."""
+
+    def __init__(self, name: str) -> None:
+        self._attend = exact_backend(name)
+
+    def __call__(
+        self,
+        qkv: torch.Tensor,
+        gain: torch.Tensor,
+        cos: torch.Tensor,
+        sin: torch.Tensor,
+        heads: int,
+        eps: float,
+        skipped: int,
+    ) -> Activation:
+        ops.rms_rope(qkv, gain, cos, sin, heads, eps)
+        q, k, v = qkv.view(qkv.shape[0], 3, heads, -1).unbind(1)
+        return self._attend(q[skipped:], k, v)
+
+
+def attention(name: str) -> SelfAttention:
+    """Self-attention by the backend of that name.  Raises ConfigError."""
+    if name == "fp8":
+        from workers.engines.flashtalk.attention_fp8 import Fp8
+
+        return Fp8()
+    return Exact(name)
+
+
+def exact_backend(name: str) -> Attend:
+    """Attention of q, k, v [N, heads, head_dim] to [N, heads * head_dim].  Raises ConfigError."""
     if name == "flash-attn":
         from flash_attn import flash_attn_func
 
@@ -44,14 +96,9 @@ def attention(name: str) -> Attend:
             return out[0][0].flatten(1)
 
         return on_npu
-    if name == "fp8":
-        from workers.engines.flashtalk.attention_fp8 import attend_fp8
-
-        return attend_fp8
     if name not in BACKENDS:
-        raise ConfigError(
-            f"attention is {name!r}: it must be auto, fp8, flash-attn, npu or one of {', '.join(BACKENDS)}"
-        )
+        known = ", ".join(("fp8", "flash-attn", "npu", *BACKENDS))
+        raise ConfigError(f"attention is {name!r}: it must be one of {known}")
     backend = BACKENDS[name]
 
     def by_torch(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
@@ -63,11 +110,11 @@ def attention(name: str) -> Attend:
 
 
 def candidates(device: torch.device) -> list[str]:
-    """Backends to try on this device, the preferred first."""
+    """Exact backends to try on this device, the preferred first."""
     if device.type == "npu":
         return ["npu"]
     if device.type != "cuda":
-        return ["math" if device.type != "cpu" else "flash"]
+        return ["flash" if device.type == "cpu" else "math"]
     names = ["cudnn", "flash", "efficient"]
     if importlib.util.find_spec("flash_attn") is not None:
         names.insert(1, "flash-attn")
@@ -77,7 +124,7 @@ def candidates(device: torch.device) -> list[str]:
 def choose_attention(
     device: torch.device, dtype: torch.dtype, tokens: int, heads: int, head_dim: int, cache: Path | None
 ) -> tuple[str, dict[str, float]]:
-    """The fastest backend that works here and the milliseconds of each that was tried (empty when remembered)."""
+    """The fastest exact backend that works here, and the milliseconds of each that was tried (none if remembered)."""
     names = candidates(device)
     if len(names) == 1:
         return names[0], {}
@@ -90,7 +137,7 @@ def choose_attention(
     times: dict[str, float] = {}
     for name in names:
         try:
-            attend = attention(name)
+            attend = exact_backend(name)
             for _ in range(2):
                 attend(q, k, v)
             times[name] = min(_milliseconds(attend, q, k, v) for _ in range(5))

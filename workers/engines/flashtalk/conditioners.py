@@ -125,7 +125,7 @@ def build_text_encoder(tensors: dict[str, torch.Tensor], device: torch.device, d
 
 
 def encode_image(weights: Path, picture: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """The portrait's features [257, 1280] from CLIP's picture tower, loaded for this call only; [3, H, W] in [-1, 1]."""
+    """Features [257, 1280] of a picture [3, H, W] in [-1, 1] from CLIP's picture tower, loaded for this call only."""
     tensors = {k: v for k, v in read_torch_file(weights).items() if k.startswith("visual.")}
     dtype = torch.float16 if device.type == "cuda" else torch.float32
     model = build_image_encoder(tensors, device, dtype)

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 
 from workers.engines.flashtalk import ops
-from workers.engines.flashtalk.attention import Attend
+from workers.engines.flashtalk.attention import SelfAttention
 from workers.engines.flashtalk.geometry import DitConfig, Geometry
 from workers.engines.flashtalk.linears import Form, Linear
 from workers.engines.flashtalk.rope import rope_tables
@@ -264,7 +264,7 @@ class Dit:
         film: FilmContext,
         speech: Speech,
         geometry: Geometry,
-        attend: Attend,
+        attend: SelfAttention,
         known: int = 0,
     ) -> torch.Tensor:
         """Predicted velocity, float32 [16, frames, rows, columns].
@@ -284,13 +284,11 @@ class Dit:
         for n, block in enumerate(self.blocks):
             m = modulation.blocks[n]
             x, h = ops.residual_norm(x, y, gate, m[1], m[0], eps, form)
-            qkv = block.qkv(h)
-            ops.rms_rope(qkv, block.gain, cos, sin, config.num_heads, eps)
-            q, k, v = qkv.view(-1, 3, config.num_heads, config.head_dim).unbind(1)
-            if skipped and n == config.num_layers - 1:
-                q, x, frames = q[skipped:], x[skipped:], frames - known
-            y = block.out(ops.quantise(attend(q, k, v), form))
-            del qkv, q, k, v
+            last = bool(skipped) and n == config.num_layers - 1
+            a = attend(block.qkv(h), block.gain, cos, sin, config.num_heads, eps, skipped if last else 0)
+            if last:
+                x, frames = x[skipped:], frames - known
+            y = block.out(ops.quantise(a, form))
             x, h = ops.residual_norm(x, y, m[2], block.cross_mul, block.cross_add, eps, form)
             heard = ops.cross_attend(block.cross_q(h), film.keys[n], film.values[n], film.bias, film.image_tokens, eps)
             y = block.cross_out(ops.quantise(heard, form))

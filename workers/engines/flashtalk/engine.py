@@ -368,8 +368,7 @@ class FlashTalkEngine:
             )
 
         latents = sample(velocity, levels, motion, noise, chunk, film.geometry.latent_shape)
-        del heard
-        frames = self.vae.decode(latents, self.vae_part)[:, MOTION_FRAMES:]
+        frames = self.vae.decode(latents, self.vae_part, MOTION_FRAMES)
         frames = colour.match_colour(frames, film.reference, film.job.colour_match)
         finite = torch.isfinite(frames).all()
         following = self.vae.encode(frames[:, -MOTION_FRAMES:], self.vae_part)

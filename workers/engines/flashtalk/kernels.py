@@ -13,7 +13,7 @@ import triton.language as tl
 from workers.engines.flashtalk.linears import FP8, LARGEST, Form, Quantised
 
 CODES = {"plain": 0, "fp8": 1, "int8": 2}
-LOG2E = 1.4426950408889634
+CROSS = (128, 64, 8, 2)  # rows, keys, warps and stages of cross_attend at head size 128
 
 
 @triton.jit
@@ -234,9 +234,23 @@ def cross_attend(q, keys, values, bias, image_tokens, eps):
     block = triton.next_power_of_2(width)
     _row_rstd[(n,)](q, rstd, width, eps, block, num_warps=_warps(block))
     out = torch.empty_like(q)
-    bm = 128 if head >= 64 else 64
+    bm, bn, warps, stages = CROSS if head >= 64 else (64, 32, 4, 2)
     _cross_attend[(triton.cdiv(n, bm), heads)](
-        q, rstd, keys, values, bias, out, n, heads, image_tokens, keys.shape[0], head, bm, 64, num_warps=8, num_stages=2
+        q,
+        rstd,
+        keys,
+        values,
+        bias,
+        out,
+        n,
+        heads,
+        image_tokens,
+        keys.shape[0],
+        head,
+        bm,
+        bn,
+        num_warps=warps,
+        num_stages=stages,
     )
     return out
 
@@ -292,10 +306,12 @@ def _residual_rms_silu(
     sum_ptr,
     out_ptr,
     rows,
+    plane,
     WIDTH: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr,
     KEEP: tl.constexpr,
+    STACKED: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -314,12 +330,18 @@ def _residual_rms_silu(
         x = rounded.to(tl.float32)
     length = tl.sqrt(tl.sum(tl.where(mask, x * x, 0.0), axis=1))
     h = x / tl.maximum(length, 1e-12)[:, None] * tl.load(gamma_ptr + c, c < WIDTH, 0.0)[None, :]
-    h = h * tl.sigmoid(h)
-    tl.store(out_ptr + place, h.to(out_ptr.dtype.element_ty), mask)
+    h = (h * tl.sigmoid(h)).to(out_ptr.dtype.element_ty)
+    if STACKED:
+        for back in tl.static_range(3):
+            later = r + back * plane
+            there = mask & (later < rows)[:, None]
+            tl.store(out_ptr + later[:, None] * (3 * WIDTH) + (2 - back) * WIDTH + c[None, :], h, there)
+    else:
+        tl.store(out_ptr + place + 2 * plane * WIDTH, h, mask)
 
 
-def residual_rms_silu(y, bias, residual, gamma, out, keep):
-    """See ops.residual_rms_silu; y, residual and out are contiguous."""
+def residual_rms_silu(y, bias, residual, gamma, room, keep):
+    """See ops.residual_rms_silu; all tensors are contiguous."""
     width = y.shape[-1]
     rows = y.numel() // width
     block = triton.next_power_of_2(width)
@@ -331,14 +353,157 @@ def residual_rms_silu(y, bias, residual, gamma, out, keep):
         residual if residual is not None else y,
         gamma,
         kept if kept is not None else y,
-        out,
+        room,
         rows,
+        y.shape[1] * y.shape[2],
         width,
         bias is not None,
         residual is not None,
         keep,
+        room.dim() == 5,
         block_rows,
         block,
         num_warps=4,
     )
     return kept
+
+
+@triton.jit
+def _add_up(y_ptr, bias_ptr, residual_ptr, out_ptr, count, width, HAS_RESIDUAL: tl.constexpr, BLOCK: tl.constexpr):
+    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    mask = i < count
+    x = tl.load(y_ptr + i, mask, 0.0).to(tl.float32) + tl.load(bias_ptr + i % width, mask, 0.0).to(tl.float32)
+    if HAS_RESIDUAL:
+        x += tl.load(residual_ptr + i, mask, 0.0).to(tl.float32)
+    tl.store(out_ptr + i, x.to(out_ptr.dtype.element_ty), mask)
+
+
+def add_up(y, bias, residual):
+    """See ops.add_up."""
+    out = torch.empty_like(y)
+    grid = (triton.cdiv(y.numel(), 4096),)
+    other = residual if residual is not None else y
+    _add_up[grid](y, bias, other, out, y.numel(), y.shape[-1], residual is not None, 4096, num_warps=8)
+    return out
+
+
+@triton.jit
+def _shuffle_phases(
+    y_ptr, bias_ptr, out_ptr, rows, h, w, WIDTH: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK: tl.constexpr
+):
+    r = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    c = tl.arange(0, BLOCK)
+    mask = (r < rows)[:, None] & (c < WIDTH)[None, :]
+    column = r % (2 * w)
+    line = (r // (2 * w)) % (2 * h)
+    frame = r // (4 * w * h)
+    a = line % 2
+    b = column % 2
+    corner = (frame * (h + 1) + line // 2 + a) * (w + 1) + column // 2 + b
+    source = (corner * 4 + 2 * a + b) * WIDTH
+    x = tl.load(y_ptr + source[:, None] + c[None, :], mask, 0.0).to(tl.float32)
+    x += tl.load(bias_ptr + c, c < WIDTH, 0.0).to(tl.float32)[None, :]
+    tl.store(out_ptr + r[:, None] * WIDTH + c[None, :], x.to(out_ptr.dtype.element_ty), mask)
+
+
+def shuffle_phases(y, bias):
+    """See ops.shuffle_phases."""
+    t, rows, columns, _, width = y.shape
+    h, w = rows - 1, columns - 1
+    out = torch.empty((t, 2 * h, 2 * w, width), dtype=y.dtype, device=y.device)
+    pixels = t * 4 * h * w
+    block = triton.next_power_of_2(width)
+    block_rows = max(1, 4096 // block)
+    _shuffle_phases[(triton.cdiv(pixels, block_rows),)](
+        y, bias, out, pixels, h, w, width, block_rows, block, num_warps=4
+    )
+    return out
+
+
+@triton.jit
+def _sum_taps(p_ptr, bias_ptr, out_ptr, pixels, stride, h, w, OUTS: tl.constexpr, BLOCK: tl.constexpr):
+    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = i < pixels
+    column = i % w
+    line = (i // w) % h
+    plane = h * w
+    for o in tl.static_range(OUTS):
+        total = tl.zeros((BLOCK,), tl.float32) + tl.load(bias_ptr + o).to(tl.float32)
+        for dt in tl.static_range(3):
+            for dh in tl.static_range(3):
+                for dw in tl.static_range(3):
+                    y = line + dh - 1
+                    x = column + dw - 1
+                    mask = inside & (y >= 0) & (y < h) & (x >= 0) & (x < w)
+                    tap = ((dt * 3 + dh) * 3 + dw) * OUTS + o
+                    base = p_ptr + stride.to(tl.int64) * tap  # passes 2^31 at large sizes
+                    total += tl.load(base + i + dt * plane + (dh - 1) * w + dw - 1, mask, 0.0)
+        tl.store(out_ptr + pixels * o + i, total, inside)
+
+
+def sum_taps(products, shape, bias):
+    """See ops.sum_taps."""
+    t, h, w = shape
+    out = torch.empty((bias.numel(), t, h, w), dtype=torch.float32, device=products.device)
+    pixels = t * h * w
+    _sum_taps[(triton.cdiv(pixels, 1024),)](
+        products, bias, out, pixels, products.shape[1], h, w, bias.numel(), 1024, num_warps=4
+    )
+    return out
+
+
+@triton.jit
+def _rms_rope_fp8(
+    qkv_ptr,
+    gain_ptr,
+    cos_ptr,
+    sin_ptr,
+    factor_ptr,
+    out_ptr,
+    top_ptr,
+    width,
+    eps,
+    part_stride,
+    HALF: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    part = tl.program_id(1)
+    c = tl.arange(0, BLOCK)
+    mask = c < width
+    x = tl.load(qkv_ptr + row * 3 * width + part * width + c, mask, 0.0).to(tl.float32)
+    if part == 2:
+        tl.atomic_max(top_ptr, tl.max(tl.abs(x), axis=0), sem="relaxed")
+    else:
+        x = x * tl.rsqrt(tl.sum(x * x, axis=0) / width + eps) * tl.load(gain_ptr + part * width + c, mask, 0.0)
+        x = x * tl.load(factor_ptr + part)
+        even, odd = tl.split(tl.reshape(x, (BLOCK // 2, 2)))
+        pair = tl.arange(0, BLOCK // 2) % HALF
+        cos = tl.load(cos_ptr + row * HALF + pair)
+        sin = tl.load(sin_ptr + row * HALF + pair)
+        turned = tl.reshape(tl.join(even * cos - odd * sin, even * sin + odd * cos), (BLOCK,))
+        tl.store(out_ptr + part * part_stride + row * width + c, turned.to(out_ptr.dtype.element_ty), mask)
+
+
+@triton.jit
+def _round_values(qkv_ptr, top_ptr, out_ptr, width, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    c = tl.arange(0, BLOCK)
+    mask = c < width
+    x = tl.load(qkv_ptr + row * 3 * width + 2 * width + c, mask, 0.0).to(tl.float32)
+    tl.store(out_ptr + row * width + c, (x * (448.0 / tl.load(top_ptr))).to(out_ptr.dtype.element_ty), mask)
+
+
+def rms_rope_fp8(qkv, gain, cos, sin, eps, factor):
+    """Queries and keys normalised, rotated and times `factor` [2], and values times 448 / top: fp8 [N, D], and top."""
+    n = qkv.shape[0]
+    width = qkv.shape[1] // 3
+    out = torch.empty((3, n, width), dtype=FP8, device=qkv.device)
+    top = torch.full((1,), 1e-12, dtype=torch.float32, device=qkv.device)
+    block = triton.next_power_of_2(width)
+    warps = _warps(block)
+    _rms_rope_fp8[(n, 3)](
+        qkv, gain, cos, sin, factor, out, top, width, eps, n * width, cos.shape[1], block, num_warps=warps
+    )
+    _round_values[(n,)](qkv, top, out[2], width, block, num_warps=warps)
+    return out[0], out[1], out[2], top

@@ -21,8 +21,12 @@ def fused(x: torch.Tensor) -> bool:
     return kernels is not None and x.is_cuda
 
 
-def quantise(x: torch.Tensor, form: Form) -> Activation:
-    """What a layer of `form` takes, from rows [N, K]."""
+def quantise(x: Activation, form: Form) -> Activation:
+    """What a layer of `form` takes, from rows [N, K] that may be fp8 already."""
+    if isinstance(x, Quantised):
+        if form == "fp8":
+            return x
+        x = (x.values.float() * x.scale).to(torch.bfloat16)
     if form == "plain":
         return x
     return kernels.quantise(x, form) if fused(x) else round_rows(x, form)
@@ -114,25 +118,75 @@ def residual_rms_silu(
     bias: torch.Tensor | None,
     residual: torch.Tensor | None,
     gamma: torch.Tensor,
-    out: torch.Tensor,
+    room: torch.Tensor,
     keep: bool,
 ) -> torch.Tensor | None:
-    """SiLU of the channel norm of (residual + y + bias) into `out`; the sum itself too where `keep`.
+    """SiLU of the channel norm of (residual + y + bias) into a convolution's input; the sum itself too where `keep`.
 
-    y, residual and out are [..., C]; the norm divides by the length of the channel vector and multiplies by
-    sqrt(C) * gamma, which `gamma` (float32 [C]) already holds.
+    y and residual are [T, H, W, C]; the norm divides by the length of the channel vector and multiplies by
+    sqrt(C) * gamma, which `gamma` (float32 [C]) already holds.  `room` is either [2 + T, H, W, C], whose last T frames
+    are written, or [T, H, W, 3, C], where frame t becomes the last of three at t, the middle one at t + 1 and the first
+    one at t + 2, as far as those are there.
     """
     if fused(y):
-        return kernels.residual_rms_silu(y, bias, residual, gamma, out, keep)
+        return kernels.residual_rms_silu(y, bias, residual, gamma, room, keep)
     x = y if bias is None else y + bias
     if residual is not None:
         x = residual + x
-    out.copy_(F.silu(F.normalize(x.float(), dim=-1) * gamma).to(out.dtype))
+    h = F.silu(F.normalize(x.float(), dim=-1) * gamma).to(room.dtype)
+    if room.dim() == 4:
+        room[2:] = h
+    else:
+        for back in range(3):
+            room[back:, :, :, 2 - back] = h[: h.shape[0] - back]
     return x if keep else None
+
+
+def add_up(y: torch.Tensor, bias: torch.Tensor, residual: torch.Tensor | None) -> torch.Tensor:
+    """residual + y + bias, [..., C]."""
+    if fused(y):
+        return kernels.add_up(y, bias, residual)
+    x = y + bias
+    return x if residual is None else residual + x
+
+
+def shuffle_phases(y: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """[T, H + 1, W + 1, 4, C] of four phases (row, column) as pixels [T, 2 * H, 2 * W, C], plus bias [C].
+
+    Pixel (2 i + a, 2 j + b) is phase (a, b) at (i + a, j + b).
+    """
+    t, rows, columns, _, c = y.shape
+    h, w = rows - 1, columns - 1
+    if fused(y):
+        return kernels.shuffle_phases(y, bias)
+    out = y.new_empty(t, h, 2, w, 2, c)
+    for a in (0, 1):
+        for b in (0, 1):
+            out[:, :, a, :, b] = y[:, a : a + h, b : b + w, 2 * a + b] + bias
+    return out.view(t, 2 * h, 2 * w, c)
+
+
+def sum_taps(products: torch.Tensor, shape: tuple[int, int, int], bias: torch.Tensor) -> torch.Tensor:
+    """A causal 3x3x3 convolution to few channels from its products: float32 [27 * O, (T + 2) * H * W] to [O, T, H, W].
+
+    Row (dt, dh, dw, o) holds each input pixel times that tap's weights; shape is (T, H, W) of the result.
+    """
+    t, h, w = shape
+    outs = bias.numel()
+    if fused(products):
+        return kernels.sum_taps(products, shape, bias)
+    taps = F.pad(products.view(3, 3, 3, outs, t + 2, h, w), (1, 1, 1, 1))
+    total = bias.float().view(-1, 1, 1, 1).expand(outs, t, h, w).clone()
+    for dt in range(3):
+        for dh in range(3):
+            for dw in range(3):
+                total += taps[dt, dh, dw, :, dt : dt + t, dh : dh + h, dw : dw + w]
+    return total
 
 
 __all__ = [
     "Quantised",
+    "add_up",
     "cross_attend",
     "fused",
     "gelu_rows",
@@ -140,5 +194,7 @@ __all__ = [
     "residual_norm",
     "residual_rms_silu",
     "rms_rope",
+    "shuffle_phases",
     "softmax_groups",
+    "sum_taps",
 ]

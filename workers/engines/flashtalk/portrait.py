@@ -39,7 +39,7 @@ def to_signed(picture: np.ndarray, device: torch.device, dtype: torch.dtype) -> 
 
 
 def to_image_encoder(picture: torch.Tensor) -> torch.Tensor:
-    """[3, H, W] in [-1, 1] stretched to the 224 pixel square of the image encoder, normalised, float32 [1, 3, 224, 224]."""
+    """[3, H, W] in [-1, 1] stretched to the picture tower's square and normalised, float32 [1, 3, 224, 224]."""
     square = torch.nn.functional.interpolate(
         picture[None].float(), size=(224, 224), mode="bicubic", align_corners=False
     )

@@ -9,13 +9,15 @@ last two frames of the part before afterwards.  That makes part sizes a choice o
 from __future__ import annotations
 
 import itertools
+from collections.abc import Collection
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 
 from workers.engines.flashtalk import ops
 from workers.engines.flashtalk.geometry import VaeConfig
-from workers.engines.flashtalk.inventory import Layer, decoder_layers, encoder_layers
+from workers.engines.flashtalk.inventory import Layer, decoder_layers, encoder_layers, vae_tensors
 from workers.engines.flashtalk.sources import Source
 
 # The latent space's constants, as Wan 2.1 publishes them.
@@ -29,33 +31,68 @@ STD = (
 )
 HISTORY = 2  # frames that a causal convolution of size three looks back
 
+STACKED = (96, 384)  # channel counts whose convolutions run faster as planes of three stacked frames
+OUTS = 3  # channels of a picture
+
 Memory = dict[str, torch.Tensor]  # layer name -> last frames of its input
 
 
+class Stream(NamedTuple):
+    """Activations [T, H, W, C] as a sum that the next pass makes: y + bias + residual."""
+
+    y: torch.Tensor
+    bias: torch.Tensor | None = None
+    residual: torch.Tensor | None = None
+
+    def add_up(self) -> torch.Tensor:
+        return self.y if self.bias is None else ops.add_up(self.y, self.bias, self.residual)
+
+
 class Vae:
-    """Encoder and decoder.  `upstream_rounding` holds the latent constants in the weights' type, as upstream does."""
+    """Encoder and decoder.
+
+    `upstream_rounding` holds the latent constants in the weights' type, as upstream does.  `stacked` names the channel
+    counts whose convolutions run over stacked planes; by default those for which that is faster on a GPU.
+    """
 
     def __init__(
-        self, config: VaeConfig, source: Source, device: torch.device, dtype: torch.dtype, *, upstream_rounding: bool
+        self,
+        config: VaeConfig,
+        source: Source,
+        device: torch.device,
+        dtype: torch.dtype,
+        *,
+        upstream_rounding: bool,
+        stacked: Collection[int] | None = None,
     ) -> None:
-        from workers.engines.flashtalk.inventory import vae_tensors
-
         self.config = config
         self.device = device
         self.dtype = dtype
         self._w: dict[str, torch.Tensor] = {}
+        self._stacked = set(stacked if stacked is not None else STACKED if device.type == "cuda" else ())
         for name, shape in vae_tensors(config).items():
-            tensor = source.take(name, torch.float32 if name.endswith("gamma") else dtype)
-            if name.endswith("gamma"):
-                tensor = tensor.flatten() * shape[0] ** 0.5
-            elif tensor.dim() == 5:
-                tensor = tensor.contiguous(memory_format=torch.channels_last_3d)
-            elif tensor.dim() == 4:
-                tensor = tensor.contiguous(memory_format=torch.channels_last)
-            self._w[name] = tensor
+            self._w[name] = self._arrange(name, source.take(name, torch.float32), shape)
         rounded = dtype if upstream_rounding else torch.float32
         self._mean = torch.tensor(MEAN, device=device, dtype=rounded)
         self._scale = 1.0 / torch.tensor(STD, device=device, dtype=rounded)
+
+    def _arrange(self, name: str, tensor: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+        """A weight in the layout that its layer reads."""
+        if name.endswith("gamma"):
+            return tensor.flatten() * shape[0] ** 0.5
+        if name.startswith("decoder.upsamples") and name.endswith("resample.1.weight"):
+            return split_phases(tensor).to(self.dtype).contiguous(memory_format=torch.channels_last)
+        tensor = tensor.to(self.dtype)
+        if name == "decoder.head.2.weight":  # [27 * O, C]: products of a pixel with each tap
+            return tensor.permute(2, 3, 4, 0, 1).flatten(0, 3).contiguous()
+        if len(shape) == 5 and shape[2:] == (3, 3, 3):
+            if shape[1] in self._stacked:
+                planes = tensor.permute(0, 2, 1, 3, 4).flatten(1, 2)
+                return planes.contiguous(memory_format=torch.channels_last)
+            return tensor.contiguous(memory_format=torch.channels_last_3d)
+        if len(shape) == 5:
+            return tensor.contiguous(memory_format=torch.channels_last_3d)
+        return tensor.contiguous(memory_format=torch.channels_last) if len(shape) == 4 else tensor
 
     # -- latents ----------------------------------------------------------------------------------------------------
 
@@ -68,98 +105,126 @@ class Vae:
         mu = torch.cat(parts)[..., : self.config.z_dim]
         return ((mu - self._mean) * self._scale).to(self.dtype).permute(3, 0, 1, 2).contiguous()
 
-    def decode(self, latents: torch.Tensor, part: int = 0) -> torch.Tensor:
-        """Latents [16, 1 + n, h, w] to frames [3, 1 + 4n, 8h, 8w], clamped to [-1, 1]; `part` latents at a time."""
+    def decode(self, latents: torch.Tensor, part: int = 0, dropped: int = 0) -> torch.Tensor:
+        """Latents [16, 1 + n, h, w] to float32 frames [3, 1 + 4n - dropped, 8h, 8w], clamped to [-1, 1].
+
+        `part` latents at a time; the first `dropped` frames are not wanted.
+        """
         z = latents.to(self.dtype) / self._scale.view(-1, 1, 1, 1) + self._mean.view(-1, 1, 1, 1)
         z = z.to(self.dtype).permute(1, 2, 3, 0).contiguous()
         z = self._pointwise(z, "conv2")
         if not part:
-            frames = self._decode_part(z, None)
-        else:
-            memory: Memory = {}
-            frames = torch.cat([self._decode_part(piece.contiguous(), memory) for piece in z.split(part)])
-        return frames.permute(3, 0, 1, 2).clamp(-1, 1)
+            return self._decode_part(z, None, dropped)
+        memory: Memory = {}
+        frames = [self._decode_part(piece.contiguous(), memory, 0) for piece in z.split(part)]
+        return torch.cat(frames, dim=1)[:, dropped:]
 
     # -- ladders ----------------------------------------------------------------------------------------------------
 
     def _encode_part(self, x: torch.Tensor, memory: Memory | None) -> torch.Tensor:
-        x = self._enter(x, "encoder.conv1", memory)
+        stream = self._enter(x, "encoder.conv1", memory)
         for layer in encoder_layers(self.config):
-            x = self._encoder_layer(x, layer, memory)
-        x = self._leave(self._middle(x, "encoder", memory), "encoder", memory)
-        return self._pointwise(x, "conv1")
+            stream = self._encoder_layer(stream, layer, memory)
+        stream = self._middle(stream, "encoder", memory)
+        out, _ = self._norm_conv(stream, "encoder.head.0.gamma", "encoder.head.2", memory, keep=False)
+        return self._pointwise(out.add_up(), "conv1")
 
-    def _decode_part(self, z: torch.Tensor, memory: Memory | None) -> torch.Tensor:
-        x = self._enter(z, "decoder.conv1", memory)
-        x = self._middle(x, "decoder", memory)
+    def _decode_part(self, z: torch.Tensor, memory: Memory | None, dropped: int) -> torch.Tensor:
+        stream = self._middle(self._enter(z, "decoder.conv1", memory), "decoder", memory)
         for kind, index, _, _ in decoder_layers(self.config):
             name = f"decoder.upsamples.{index}"
-            x = self._residual(x, name, memory) if kind == "res" else self._grow(x, name, kind == "up3d", memory)
-        return self._leave(x, "decoder", memory)
+            if kind == "res":
+                stream = self._residual(stream, name, memory)
+            else:
+                stream = self._grow(stream.add_up(), name, kind == "up3d", memory)
+        return self._paint(stream, memory, dropped).clamp_(-1, 1)
 
-    def _encoder_layer(self, x: torch.Tensor, layer: Layer, memory: Memory | None) -> torch.Tensor:
+    def _encoder_layer(self, stream: Stream, layer: Layer, memory: Memory | None) -> Stream:
         kind, index, _, _ = layer
         name = f"encoder.downsamples.{index}"
-        return self._residual(x, name, memory) if kind == "res" else self._shrink(x, name, kind == "down3d", memory)
+        if kind == "res":
+            return self._residual(stream, name, memory)
+        return self._shrink(stream.add_up(), name, kind == "down3d", memory)
 
-    def _middle(self, x: torch.Tensor, side: str, memory: Memory | None) -> torch.Tensor:
-        x = self._residual(x, f"{side}.middle.0", memory)
-        x = self._look_around(x, f"{side}.middle.1")
-        return self._residual(x, f"{side}.middle.2", memory)
+    def _middle(self, stream: Stream, side: str, memory: Memory | None) -> Stream:
+        stream = self._residual(stream, f"{side}.middle.0", memory)
+        stream = Stream(self._look_around(stream.add_up(), f"{side}.middle.1"))
+        return self._residual(stream, f"{side}.middle.2", memory)
 
     # -- layers -----------------------------------------------------------------------------------------------------
 
-    def _enter(self, x: torch.Tensor, name: str, memory: Memory | None) -> torch.Tensor:
-        room = self._room(x, x.shape[-1], name, memory)
+    def _enter(self, x: torch.Tensor, name: str, memory: Memory | None) -> Stream:
+        room = self._room(x, name, memory)
         room[HISTORY:] = x
-        return self._conv(room, name, memory) + self._w[f"{name}.bias"]
+        return Stream(self._conv(room, name, memory), self._w[f"{name}.bias"])
 
-    def _leave(self, x: torch.Tensor, side: str, memory: Memory | None) -> torch.Tensor:
-        name = f"{side}.head.2"
-        room = self._room(x, x.shape[-1], name, memory)
-        ops.residual_rms_silu(x, None, None, self._w[f"{side}.head.0.gamma"], room[HISTORY:], keep=False)
-        return self._conv(room, name, memory) + self._w[f"{name}.bias"]
-
-    def _residual(self, x: torch.Tensor, name: str, memory: Memory | None) -> torch.Tensor:
-        first, second = f"{name}.residual.2", f"{name}.residual.6"
-        room = self._room(x, x.shape[-1], first, memory)
-        ops.residual_rms_silu(x, None, None, self._w[f"{name}.residual.0.gamma"], room[HISTORY:], keep=False)
-        y = self._conv(room, first, memory)
-        room = self._room(y, y.shape[-1], second, memory)
-        gamma = self._w[f"{name}.residual.3.gamma"]
-        ops.residual_rms_silu(y, self._w[f"{first}.bias"], None, gamma, room[HISTORY:], keep=False)
-        y = self._conv(room, second, memory)
+    def _residual(self, stream: Stream, name: str, memory: Memory | None) -> Stream:
+        inner, x = self._norm_conv(stream, f"{name}.residual.0.gamma", f"{name}.residual.2", memory, keep=True)
+        out, _ = self._norm_conv(inner, f"{name}.residual.3.gamma", f"{name}.residual.6", memory, keep=False)
         if f"{name}.shortcut.weight" in self._w:
             x = self._pointwise(x, f"{name}.shortcut")
-        return (y + self._w[f"{second}.bias"]).add_(x)
+        return out._replace(residual=x)
 
-    def _room(self, like: torch.Tensor, channels: int, name: str, memory: Memory | None) -> torch.Tensor:
-        """Empty frames for a convolution's input behind its history."""
-        frames, rows, columns, _ = like.shape
-        room = like.new_empty(HISTORY + frames, rows, columns, channels)
-        if memory is not None and name in memory:
-            room[:HISTORY] = memory[name]
+    def _norm_conv(
+        self, stream: Stream, gamma: str, name: str, memory: Memory | None, *, keep: bool
+    ) -> tuple[Stream, torch.Tensor]:
+        """Norm, SiLU and a causal convolution; the stream's sum too where `keep`."""
+        room = self._room(stream.y, name, memory)
+        keep = keep and stream.bias is not None
+        kept = ops.residual_rms_silu(stream.y, stream.bias, stream.residual, self._w[gamma], room, keep)
+        out = Stream(self._conv(room, name, memory), self._w[f"{name}.bias"])
+        return out, stream.y if kept is None else kept
+
+    def _paint(self, stream: Stream, memory: Memory | None, dropped: int) -> torch.Tensor:
+        """The last norm and the convolution to three channels, float32 [3, T - dropped, H, W].
+
+        With so few results the taps' products are one matrix product, and adding them up reads each once.
+        """
+        name = "decoder.head.2"
+        frames, rows, columns, channels = stream.y.shape
+        room = self._room(stream.y, name, memory, stacked=False)
+        ops.residual_rms_silu(stream.y, stream.bias, stream.residual, self._w["decoder.head.0.gamma"], room, False)
+        if memory is not None:
+            memory[name] = room[-HISTORY:].clone()
+        pixels = room[dropped:].view(-1, channels).t()
+        weight = self._w[f"{name}.weight"]
+        if room.is_cuda:
+            products = torch.mm(weight, pixels, out_dtype=torch.float32)
         else:
-            room[:HISTORY] = 0
+            products = torch.mm(weight.float(), pixels.float())
+        return ops.sum_taps(products, (frames - dropped, rows, columns), self._w[f"{name}.bias"])
+
+    def _room(self, like: torch.Tensor, name: str, memory: Memory | None, stacked: bool | None = None) -> torch.Tensor:
+        """Empty input of a convolution with its history written: frames in a row, or stacked three by three."""
+        frames, rows, columns, channels = like.shape
+        before = memory.get(name) if memory is not None else None
+        if stacked is None:
+            stacked = channels in self._stacked and channels > OUTS
+        if stacked:
+            room = like.new_empty(frames, rows, columns, 3, channels)
+            room[0, :, :, :2] = 0 if before is None else before.permute(1, 2, 0, 3)
+            room[1:2, :, :, 0] = 0 if before is None else before[1]
+            return room
+        room = like.new_empty(HISTORY + frames, rows, columns, channels)
+        room[:HISTORY] = 0 if before is None else before
         return room
 
     def _conv(self, room: torch.Tensor, name: str, memory: Memory | None) -> torch.Tensor:
         """A causal convolution without its bias; remembers the end of its input."""
+        weight = self._w[f"{name}.weight"]
+        if room.dim() == 5:
+            if memory is not None:
+                memory[name] = room[-1, :, :, 1:].permute(2, 0, 1, 3).contiguous()
+            out = F.conv2d(room.flatten(3).permute(0, 3, 1, 2), weight, padding=1)
+            return out.permute(0, 2, 3, 1).contiguous()
         if memory is not None:
             memory[name] = room[-HISTORY:].clone()
-        weight = self._w[f"{name}.weight"]
-        rows = weight.shape[3] // 2
-        out = F.conv3d(room.permute(3, 0, 1, 2)[None], weight, padding=(0, rows, rows))
+        out = F.conv3d(room.permute(3, 0, 1, 2)[None], weight, padding=(0, 1, 1))
         return out[0].permute(1, 2, 3, 0).contiguous()
 
     def _pointwise(self, x: torch.Tensor, name: str) -> torch.Tensor:
         weight = self._w[f"{name}.weight"]
         return F.linear(x, weight.flatten(1), self._w[f"{name}.bias"])
-
-    def _plane(self, x: torch.Tensor, name: str, **how: int) -> torch.Tensor:
-        """A convolution of each frame on its own."""
-        out = F.conv2d(x.permute(0, 3, 1, 2), self._w[f"{name}.weight"], self._w[f"{name}.bias"], **how)
-        return out.permute(0, 2, 3, 1).contiguous()
 
     def _look_around(self, x: torch.Tensor, name: str) -> torch.Tensor:
         """Attention of one head among the pixels of each frame."""
@@ -169,7 +234,7 @@ class Vae:
         out = F.scaled_dot_product_attention(*qkv.chunk(3, dim=-1))
         return x + self._pointwise(out.view(x.shape), f"{name}.proj")
 
-    def _grow(self, x: torch.Tensor, name: str, in_time: bool, memory: Memory | None) -> torch.Tensor:
+    def _grow(self, x: torch.Tensor, name: str, in_time: bool, memory: Memory | None) -> Stream:
         """Twice the rows and columns; in time every frame but the film's first becomes two."""
         if in_time:
             first = memory is None or f"{name}.begun" not in memory
@@ -177,7 +242,7 @@ class Vae:
             if memory is not None:
                 memory[f"{name}.begun"] = x.new_zeros(1)
             if later.shape[0]:
-                room = self._room(later, later.shape[-1], name, memory)
+                room = self._room(later, name, memory, stacked=False)
                 room[HISTORY:] = later
                 y = self._time_conv(room, name, 1) + self._w[f"{name}.time_conv.bias"]
                 if memory is not None:
@@ -186,24 +251,41 @@ class Vae:
                 y = y.view(frames, rows, columns, 2, channels).permute(0, 3, 1, 2, 4)
                 y = y.reshape(2 * frames, rows, columns, channels)
                 x = torch.cat([x[:1], y]) if first else y
-        x = F.interpolate(x.permute(0, 3, 1, 2), scale_factor=2.0, mode="nearest-exact").permute(0, 2, 3, 1)
-        return self._plane(x, f"{name}.resample.1", padding=1)
+        # Repeating each pixel and then convolving is four small convolutions, one for each place in the new 2x2.
+        phases = F.conv2d(x.permute(0, 3, 1, 2), self._w[f"{name}.resample.1.weight"], padding=1)
+        phases = phases.permute(0, 2, 3, 1).contiguous().unflatten(3, (4, -1))
+        return Stream(ops.shuffle_phases(phases, self._w[f"{name}.resample.1.bias"]))
 
-    def _shrink(self, x: torch.Tensor, name: str, in_time: bool, memory: Memory | None) -> torch.Tensor:
+    def _shrink(self, x: torch.Tensor, name: str, in_time: bool, memory: Memory | None) -> Stream:
         """Half the rows and columns; in time the film's first frame stays and each two after it become one."""
-        x = self._plane(F.pad(x, (0, 0, 0, 1, 0, 1)), f"{name}.resample.1", stride=2)
+        weight, bias = self._w[f"{name}.resample.1.weight"], self._w[f"{name}.resample.1.bias"]
+        x = F.conv2d(F.pad(x, (0, 0, 0, 1, 0, 1)).permute(0, 3, 1, 2), weight, bias, stride=2)
+        x = x.permute(0, 2, 3, 1).contiguous()
         if not in_time:
-            return x
+            return Stream(x)
         before = memory.get(name) if memory is not None else None
         if memory is not None:
             memory[name] = x[-1:].clone()
         seen = x if before is None else torch.cat([before, x])
         if seen.shape[0] < 3:
-            return x
+            return Stream(x)
         y = self._time_conv(seen, name, 2) + self._w[f"{name}.time_conv.bias"]
-        return torch.cat([x[:1], y]) if before is None else y
+        return Stream(torch.cat([x[:1], y]) if before is None else y)
 
     def _time_conv(self, x: torch.Tensor, name: str, stride: int) -> torch.Tensor:
         weight = self._w[f"{name}.time_conv.weight"]
         out = F.conv3d(x.permute(3, 0, 1, 2)[None], weight, stride=(stride, 1, 1))
         return out[0].permute(1, 2, 3, 0).contiguous()
+
+
+def split_phases(weight: torch.Tensor) -> torch.Tensor:
+    """A 3x3 convolution after doubling rows and columns as 2x2 ones before it: [O, C, 3, 3] to [4 * O, C, 2, 2].
+
+    Place 0 of a doubled row sees the row before once and its own twice, place 1 its own twice and the next one once.
+    """
+
+    def fold(w: torch.Tensor, axis: int) -> tuple[torch.Tensor, torch.Tensor]:
+        a, b, c = w.unbind(axis)
+        return torch.stack([a, b + c], axis), torch.stack([a + b, c], axis)
+
+    return torch.cat([phase for half in fold(weight, 2) for phase in fold(half, 3)])
