@@ -285,7 +285,7 @@ def test_verification_refuses_what_was_not_planned(film: Path, wanted: dict[str,
         (("-an", "-c", "copy"), "one video and one sound"),
         (("-c:v", "copy", "-af", "atrim=end=1.2"), "its sound has 1.2"),
         (("-c", "copy", "-ss", "0.4"), "frames where 60|is at tick|does not begin"),
-        (("-c:v", "libx264", "-bf", "2", "-x264-params", "b-adapt=0"), "is at tick|do not rise"),
+        (("-c:v", "libx264", "-bf", "2", "-sc_threshold", "0", "-x264-params", "b-adapt=0"), "is at tick|do not rise"),
     ],
 )
 def test_verification_refuses_a_film_that_was_tampered_with(

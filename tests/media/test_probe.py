@@ -133,8 +133,9 @@ def tripwire(tmp_path: Path) -> Iterator[tuple[Path, Callable[[], bool]]]:
     waiter = threading.Thread(target=wait_for_reader)
     waiter.start()
     yield path, stepped_on.is_set
-    os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK))
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # held, so that a waiter who comes late gets through too
     waiter.join()
+    os.close(reader)
 
 
 @pytest.mark.parametrize("name", PLAYLISTS)
