@@ -83,6 +83,15 @@ class LimitSettings(_Section):
         return self.step_seconds + self.step_seconds_per_audio_hour * audio_seconds / 3600.0
 
 
+class ServerSettings(_Section):
+    host: str
+    port: int = Field(ge=0, le=65535)
+    open: bool
+    upload_gb: float = Field(gt=0)
+    batch_file_mb: float = Field(gt=0, le=256)
+    requests_per_second: float = Field(gt=0)
+
+
 class Settings(BaseSettings):
     """All settings of one farm.  Frozen; every part of the farm is handed the same one."""
 
@@ -108,6 +117,7 @@ class Settings(BaseSettings):
     room: RoomSettings
     film: FilmSettings
     limits: LimitSettings
+    server: ServerSettings
 
     @classmethod
     def settings_customise_sources(

@@ -36,6 +36,7 @@ KEEP_SECONDS = 7 * 86400.0  # how long the remains of a broken render wait for t
 _SHARED = ("farm.toml", "workers.toml", "models")  # of the user's home: how this machine renders
 
 OnProgress = Callable[[JobProgress], None]
+OnFilm = Callable[[Ledger, int], None]
 
 
 def render_one(
@@ -46,12 +47,15 @@ def render_one(
     model: str | None = None,
     preset: str | None = None,
     on_progress: OnProgress | None = None,
+    on_film: OnFilm | None = None,
     **settings: Any,
 ) -> Path:
     """Render one film on this machine, without Redis and without a running farm.  Returns the film's path.
 
     `settings` are the other columns of a batch file (seed, size, fps, prompt, …) and the model's own settings.  An
-    existing file at `output` is replaced when the film is ready.  `on_progress` is called a few times per second.
+    existing file at `output` is replaced when the film is ready.  `on_progress` is called a few times per second,
+    `on_film` once with the private ledger and the job's id, before that ledger is removed.
+
     Raises InputError when this portrait, audio or setting cannot be rendered, ConfigError, EngineError when the model
     failed, Interrupted when the worker process was ended from outside.
     """
@@ -71,6 +75,8 @@ def render_one(
             ensure_current(ledger)
             job_id = _submit(ledger, own, cells)
             film = _render(ledger, job_id, home, [spec.id, chosen], on_progress)
+            if on_film is not None:
+                on_film(ledger, job_id)
         except InputError:
             _finish(home)  # nothing here can be gone on with
             raise
