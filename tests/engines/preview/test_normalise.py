@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -132,19 +134,19 @@ def test_the_first_picture_of_an_animation_is_used(source: Path, target: Path) -
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
 def test_a_huge_photo_is_scaled_down(source: Path, target: Path, kind: str) -> None:
-    Image.fromarray(gradient(3000, 4200)).save(source, format=kind)
+    Image.fromarray(gradient(1500, 2100)).save(source, format=kind)
     made = normalise(source, target)
     assert (made.width, made.height) == (1463, 2048)
-    assert made.notes == ("the portrait was scaled from 3000x4200 to 1463x2048 px",)
+    assert made.notes == ("the portrait was scaled from 1500x2100 to 1463x2048 px",)
 
 
-def test_a_decompression_bomb_is_refused_before_it_is_unpacked(source: Path, target: Path) -> None:
-    for side in (11_000, 20_000):  # one below the library's own limit of an error, one above
-        buffer = io.BytesIO()
-        Image.new("1", (side, side)).save(buffer, format="PNG")
-        source.write_bytes(buffer.getvalue())
-        with pytest.raises(InputError, match="more than 120 million pixels; scale it down first"):
-            normalise(source, target)
+@pytest.mark.parametrize("side", [11_000, 20_000])  # below and above the limit of the library itself
+def test_a_decompression_bomb_is_refused_before_it_is_unpacked(source: Path, target: Path, side: int) -> None:
+    header = b"IHDR" + struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)
+    chunk = struct.pack(">I", len(header) - 4) + header + struct.pack(">I", zlib.crc32(header))
+    source.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk + struct.pack(">I", 0) + b"IDAT")
+    with pytest.raises(InputError, match="more than 120 million pixels; scale it down first"):
+        normalise(source, target)
 
 
 @pytest.mark.parametrize(

@@ -151,18 +151,16 @@ class PreviewSession:
         self._next = first_frame
         self._tag = tag
         self._pool = pool
-        # The caller may still write one chunk while the next is made.
-        shape = (self._chunk, film.height * 3 // 2, film.width)
-        self._buffers = [np.empty(shape, np.uint8), np.empty(shape, np.uint8)]
+        self._frame_shape = film.height * 3 // 2, film.width
 
     def step(self) -> Pixels:
         """The next chunk, uint8 [n, height * 3 / 2, width], planes Y, U, V.  Raises EngineError after the end."""
         count = min(self._chunk, self._total - self._next)
         if count <= 0:
             raise EngineError("the film has no more frames")
-        self._buffers.reverse()
-        frames = self._buffers[0][:count]
         try:
+            # A new array each time costs little and leaves the caller free to write the last ones when it can.
+            frames = np.empty((count, *self._frame_shape), np.uint8)
             drawn = self._pool.map(self._renderer.draw, self._motion.poses(self._next, count), frames)
             for _ in drawn:
                 pass  # waiting for each raises what went wrong in it

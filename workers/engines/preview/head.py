@@ -61,13 +61,19 @@ class HeadField:
         forward_x = shift_x + 0.5 * yaw - roll * from_y + 2.2 * yaw * self._depth
         forward_y = shift_y + 0.4 * pitch - 0.004 * unit * pose.breath + roll * from_x + 2.2 * pitch * self._depth
         forward_y = self._share * forward_y - self._shoulders * np.float32(0.006 * unit * pose.breath)
-        forward = np.dstack([self._share * forward_x, forward_y]).astype(np.float32)
+        forward_x = (self._share * forward_x).astype(np.float32)
+        forward_y = forward_y.astype(np.float32)
 
         # The inverse of a small smooth field, by two steps towards the fixed point of b(p) = -f(p + b(p)).
-        back = -forward
+        back_x, back_y = -forward_x, -forward_y
         scale_x, scale_y = np.float32(1 / self._step[0]), np.float32(1 / self._step[1])
         for _ in range(2):
-            at_x, at_y = self._index_x + back[..., 0] * scale_x, self._index_y + back[..., 1] * scale_y
-            back = -cv2.remap(forward, at_x, at_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-        full = cv2.resize(back, self._size, interpolation=cv2.INTER_LINEAR)
-        return self._x + full[..., 0], self._y + full[..., 1]
+            at_x, at_y = self._index_x + back_x * scale_x, self._index_y + back_y * scale_y
+            back_x, back_y = (
+                -cv2.remap(field, at_x, at_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+                for field in (forward_x, forward_y)
+            )
+        x, y = (cv2.resize(back, self._size, interpolation=cv2.INTER_LINEAR) for back in (back_x, back_y))
+        x += self._x
+        y += self._y
+        return x, y

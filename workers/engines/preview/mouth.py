@@ -291,6 +291,9 @@ def _stretch(v: Floats, moved: MouthLines, source: MouthLines) -> Floats:
     result = np.zeros((len(v), len(to[0])), np.float32)
     for d0, d1, s0, s1 in zip(to, to[1:], back, back[1:], strict=False):
         length = np.maximum(d1 - d0, np.float32(1e-2))
-        slope = (s1 - s0) / length - 1
-        result += np.clip(rows - d0, 0, length) * slope
+        inside = rows - d0
+        np.maximum(inside, 0, out=inside)
+        np.minimum(inside, length, out=inside)
+        inside *= (s1 - s0) / length - 1
+        result += inside
     return result

@@ -33,23 +33,18 @@ class Renderer:
         self._margin = 6 + int(0.25 * geometry.half)  # pixels by which the head's motion may move a part of the face
         self._eyes = measure_eyes(portrait)
 
-        large = (_SHARPNESS * width, _SHARPNESS * height)
-        photo = cv2.resize(to_yuv(portrait.image), large, interpolation=cv2.INTER_LANCZOS4)
+        photo = to_yuv(portrait.image)
         backdrop = measure_backdrop(portrait)
         if backdrop is None:
-            cover = np.ones(photo.shape[:2], np.float32)
-            plate = np.zeros((height, width, 3), np.float32)
+            cover, plate = np.ones((height, width), np.float32), np.zeros_like(photo)
         else:
-            cover = np.clip(cv2.resize(backdrop.cover, large, interpolation=cv2.INTER_LANCZOS4), 0, 1)
-            plate = to_yuv(backdrop.plate)
+            cover, plate = backdrop.cover, to_yuv(backdrop.plate)
         # The person's colours are multiplied by their cover once; laying them over the plate is then one addition.
-        person = np.dstack([photo * cover[..., None], cover * 255])
-        self._person = np.clip(np.rint(person), 0, 255).astype(np.uint8)
+        cover = np.clip(_enlarge(cover), 0, 1)
+        layers = [_to_bytes(_enlarge(photo[..., channel]) * cover) for channel in range(3)]
+        self._person = cv2.merge([*layers, _to_bytes(cover * 255)])
         half = cv2.resize(plate, (width // 2, height // 2), interpolation=cv2.INTER_AREA)
-        self._plate = tuple(
-            np.ascontiguousarray(np.rint(plane)).astype(np.uint8)
-            for plane in (plate[..., 0], half[..., 1], half[..., 2])
-        )
+        self._plate = tuple(_to_bytes(plane) for plane in (plate[..., 0], half[..., 1], half[..., 2]))
 
     def draw(self, pose: Pose, frame: Pixels) -> None:
         """Draw one frame into `frame`, yuv420p [height * 3 / 2, width]."""
@@ -83,18 +78,18 @@ class Renderer:
 
     def _read_photo(self, x: Floats, y: Floats) -> Pixels:
         """The person moved: Y, Cb, Cr times cover, and cover, uint8 [height, width, 4]."""
-        middle = np.float32((_SHARPNESS - 1) / 2)
-        at_x, at_y = x * np.float32(_SHARPNESS) + middle, y * np.float32(_SHARPNESS) + middle
-        return cv2.remap(self._person, at_x, at_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        for axis in (x, y):  # in place: nobody reads them afterwards
+            axis *= np.float32(_SHARPNESS)
+            axis += np.float32((_SHARPNESS - 1) / 2)
+        return cv2.remap(self._person, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
 
     def _lay_over_plate(self, person: Pixels, frame: Pixels) -> None:
         half = cv2.resize(person, (person.shape[1] // 2, person.shape[0] // 2), interpolation=cv2.INTER_AREA)
-        for channel, (source, plate, target) in enumerate(
-            zip((person, half, half), self._plate, planes(frame), strict=True)
-        ):
-            behind = cv2.bitwise_not(cv2.extractChannel(source, 3))
-            still = cv2.multiply(plate, behind, scale=1 / 255.0)
-            cv2.add(cv2.extractChannel(source, channel), still, dst=target)
+        _, blue, red, half_cover = cv2.split(half)
+        layers = cv2.extractChannel(person, 0), blue, red
+        covers = cv2.extractChannel(person, 3), half_cover, half_cover
+        for layer, cover, plate, target in zip(layers, covers, self._plate, planes(frame), strict=True):
+            cv2.add(layer, cv2.multiply(plate, cv2.bitwise_not(cover), scale=1 / 255.0), dst=target)
 
     def _paint(
         self, frame: Pixels, patch: InnerPatch, mouth: tuple[slice, slice], mouth_u: Floats, mouth_v: Floats
@@ -119,9 +114,19 @@ class Renderer:
         _blend(chroma[1][halves], half, 2)
 
 
+def _enlarge(plane: Floats) -> Floats:
+    size = plane.shape[1] * _SHARPNESS, plane.shape[0] * _SHARPNESS
+    return cv2.resize(np.ascontiguousarray(plane), size, interpolation=cv2.INTER_LANCZOS4)
+
+
+def _to_bytes(plane: Floats) -> Pixels:
+    return np.clip(np.rint(plane), 0, 255).astype(np.uint8)
+
+
 def _blend(target: Pixels, layer: Floats, channel: int) -> None:
     """`layer`'s channel, already multiplied by its cover in channel 3, over `target`, in place."""
-    target[:] = np.clip(target * (1 - layer[..., 3]) + layer[..., channel] + np.float32(0.5), 0, 255).astype(np.uint8)
+    # Both are within 16..240 or so: the sum cannot leave a byte.
+    target[:] = (target * (1 - layer[..., 3]) + layer[..., channel] + np.float32(0.5)).astype(np.uint8)
 
 
 def _even(part: slice) -> slice:
