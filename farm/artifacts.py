@@ -16,14 +16,18 @@ from typing import Any
 from farm.ledger.values import NewArtifact
 from farm.states import ArtifactKind
 
-_STAGED = re.compile(r"\..+\.t\d+\.part(\.[A-Za-z0-9]+)?")
+_STAGED = re.compile(r"\..+\.t\d+\.part(\..*)?", re.DOTALL)
+_NAME_LIMIT = 255  # bytes, on every file system in use
 _BLOCK = 1 << 20
 
 
 def staging_name(final: Path, token: int) -> Path:
     """Where a file that will be `final` is written first: in the same directory, hidden, with its suffix kept."""
-    stem = final.name[: 255 - len(f"..t{token}.part{final.suffix}") - 8]
-    return final.with_name(f".{stem}.t{token}.part{final.suffix}")
+    tail = f".t{token}.part{final.suffix}"
+    stem, room = final.name, _NAME_LIMIT - 1 - len(tail.encode())
+    if len(stem.encode()) > room:
+        stem = hashlib.sha256(stem.encode()).hexdigest()[:32]  # cut names could be equal
+    return final.with_name(f".{stem}{tail}")
 
 
 def is_staging_name(path: Path) -> bool:

@@ -131,13 +131,13 @@ def _check_header(header: list[str], path: Path) -> list[str]:
 
 def _read_jsonl(text: str, path: Path) -> list[Row]:
     rows: list[Row] = []
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):  # splitlines would cut at U+2028, which JSON may hold
         if not line.strip():
             continue
         try:
             cells = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
-            said = error.msg if isinstance(error, json.JSONDecodeError) else "nested too deeply"
+        except (ValueError, RecursionError) as error:  # ValueError: also a number of thousands of digits
+            said = getattr(error, "msg", "nested too deeply" if isinstance(error, RecursionError) else str(error))
             raise InputError(f"{path}:{number}: no JSON: {said}") from None
         if not isinstance(cells, dict):
             raise InputError(f"{path}:{number}: each line is one JSON object with portrait and audio")

@@ -14,6 +14,7 @@ from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
+    SettingsError,
     TomlConfigSettingsSource,
 )
 
@@ -190,6 +191,10 @@ def load_settings(**overrides: Any) -> Settings:
         read_toml(path)  # a syntax error is told with its file's name
     try:
         return Settings(home=home_from_environment(), **overrides)
+    except SettingsError as error:  # a list or table that is no JSON; the only way to tell which is its message
+        field = next((name for name in Settings.model_fields if f'"{name}"' in str(error)), "")
+        example = "; a list of folders is '[\"/inputs\"]'" if field.endswith("_roots") else ""
+        raise ConfigError(f"variable FARM_{field.upper()}: {field}: must be JSON{example}") from None
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"]) or "settings"

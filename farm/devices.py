@@ -39,9 +39,9 @@ class DeviceSet:
             env.pop(variable, None)
             if kind == self.kind:
                 env[variable] = ",".join(self.ids)
-        if self.kind == "cpu":
+        if self.kind != "cuda":
             env[_VISIBLE["cuda"]] = ""  # unset would mean all
-        elif self.kind == "cuda":
+        else:
             env.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # the order in which nvidia-smi counts
         return env
 

@@ -60,6 +60,10 @@ class MediaError(FarmError):
         ended = "ran out of time" if code is None else f"ended with {code}"
         super().__init__(f"{tool} {ended}: {' | '.join(last) or 'it said nothing'}")
 
+    def __reduce__(self) -> tuple[type[MediaError], tuple[list[str], int | None, str]]:
+        """The workshop's child hands its errors over pickled, and the base class would forget the arguments."""
+        return MediaError, (self.argv, self.code, self.stderr)
+
 
 class EngineError(FarmError):
     """The model failed on this segment; it is tried again after a pause."""

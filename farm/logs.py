@@ -9,7 +9,9 @@ import time
 
 _SECRETS = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*://[^\s:/@]*):(?P<password>[^\s@]+)@", re.IGNORECASE)
 _KEYS = re.compile(
-    r"(?P<name>(?:api[_-]?key|password|secret|token|authorization)[\"']?\s*[=:]\s*)[\"']?[^\s\"',]{4,}", re.I
+    r"(?P<name>(?:api[_-]?key|password|secret|token|authorization)[\"']?\s*[=:]\s*)"
+    r"[\"']?(?:(?:bearer|basic)\s+)?[^\s\"',]{4,}",
+    re.IGNORECASE,
 )
 
 

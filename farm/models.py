@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
+from reprlib import repr as shorten
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -25,6 +26,14 @@ class FrameSpec(_Table):
     chunk_frames: int | dict[str, int]  # one number, or one per fps
     lookahead_samples: int
     carry_limit_bytes: int
+
+    @model_validator(mode="after")
+    def _every_rate_has_a_chunk(self) -> FrameSpec:
+        if self.default_fps not in self.fps:
+            raise ValueError(f"default_fps {self.default_fps} is not among fps")
+        if isinstance(self.chunk_frames, dict) and set(self.chunk_frames) != {str(fps) for fps in self.fps}:
+            raise ValueError("chunk_frames must name every one of fps and nothing else")
+        return self
 
     def chunk(self, fps: tuple[int, int]) -> int:
         """Frames of one step at this rate."""
@@ -55,10 +64,10 @@ class NumberSpec(_Table):
         except (TypeError, ValueError):
             number = math.nan
         if isinstance(value, bool) or not self.min <= number <= self.max:
-            raise InputError(f"{name} must be a number from {self.min:g} to {self.max:g}, not {value!r}")
+            raise InputError(f"{name} must be a number from {self.min:g} to {self.max:g}, not {shorten(value)}")
         if self.type == "int":
             if number != int(number):
-                raise InputError(f"{name} must be a whole number, not {value!r}")
+                raise InputError(f"{name} must be a whole number, not {shorten(value)}")
             return int(number)
         return number
 
@@ -72,7 +81,7 @@ class ChoiceSpec(_Table):
 
     def read(self, name: str, value: Any) -> str:
         if value not in self.choices:
-            raise InputError(f"{name} must be one of {', '.join(self.choices)}, not {value!r}")
+            raise InputError(f"{name} must be one of {', '.join(self.choices)}, not {shorten(value)}")
         return str(value)
 
 
@@ -90,7 +99,7 @@ class FlagSpec(_Table):
             return True
         if word in ("false", "no", "off", "0"):
             return False
-        raise InputError(f"{name} must be true or false, not {value!r}")
+        raise InputError(f"{name} must be true or false, not {shorten(value)}")
 
 
 class TextSpec(_Table):
@@ -148,11 +157,16 @@ class ModelSpec(_Table):
     def _presets_use_known_settings(self) -> ModelSpec:
         if self.default_preset not in self.presets:
             raise ValueError(f"default_preset {self.default_preset!r} is not among the presets")
-        for name, preset in self.presets.items():
-            for key, value in preset.settings.items():
-                if key not in self.settings:
-                    raise ValueError(f"preset {name} sets {key!r}, which is no setting of this model")
-                self.settings[key].read(key, value)
+        try:
+            for key, spec in self.settings.items():
+                spec.read(key, spec.default)
+            for name, preset in self.presets.items():
+                for key, value in preset.settings.items():
+                    if key not in self.settings:
+                        raise ValueError(f"preset {name} sets {key!r}, which is no setting of this model")
+                    self.settings[key].read(key, value)
+        except InputError as error:
+            raise ValueError(str(error)) from None
         return self
 
     def preset(self, name: str) -> PresetSpec:
@@ -168,7 +182,7 @@ class ModelSpec(_Table):
 
     def resolve(self, preset: str, given: Mapping[str, Any]) -> dict[str, Any]:
         """Every setting of a job: defaults, the preset's values over them, the row's over those.  Raises InputError."""
-        resolved = {name: spec.default for name, spec in self.settings.items() if spec.job}
+        resolved = {name: spec.read(name, spec.default) for name, spec in self.settings.items() if spec.job}
         chosen = self.preset(preset)
         resolved.update({k: self.settings[k].read(k, v) for k, v in chosen.settings.items() if self.settings[k].job})
         for name, value in given.items():
@@ -179,16 +193,16 @@ class ModelSpec(_Table):
             resolved[name] = spec.read(name, value)
         return resolved
 
-    def read_size(self, text: str | None) -> tuple[int, int]:
+    def read_size(self, text: str | int | None) -> tuple[int, int]:
         """`512x768` or `512` as (width, height) in pixels; the default for nothing.  Raises InputError."""
-        if not text:
+        if text in (None, ""):
             return self.size.default
-        width_text, _, height_text = text.lower().replace("×", "x").partition("x")
+        width_text, _, height_text = str(text).lower().replace("×", "x").partition("x")
         try:
             width = int(width_text)
             height = int(height_text) if height_text else width
         except ValueError:
-            raise InputError(f"size {text!r} is not WIDTHxHEIGHT in pixels, such as 512x512") from None
+            raise InputError(f"size {shorten(text)} is not WIDTHxHEIGHT in pixels, such as 512x512") from None
         size, spec = (width, height), self.size
         if spec.choices:
             if size not in spec.choices:

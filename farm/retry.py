@@ -27,7 +27,13 @@ class RetryPolicy:
 
     def delay_after(self, failures: int) -> float:
         """Seconds to wait after failure number `failures`, counted from 1: doubling, bounded."""
-        return min(self.base_delay_seconds * 2.0 ** max(failures - 1, 0), self.max_delay_seconds)
+        return backoff(failures, self.base_delay_seconds, self.max_delay_seconds)
+
+
+def backoff(failures: int, base_seconds: float, longest_seconds: float) -> float:
+    """Seconds to wait after failure number `failures`, counted from 1: doubling, bounded."""
+    doublings = min(max(failures - 1, 0), 60)  # what comes after would only overflow
+    return min(base_seconds * 2.0**doublings, longest_seconds)
 
 
 @dataclass(frozen=True, slots=True)

@@ -87,13 +87,15 @@ def load_roster() -> list[WorkerSpec]:
         where = f"{path}: workers.{name}"
         if not _NAME.fullmatch(name):
             raise ConfigError(f"{where}: a worker's name has letters, digits, '.', '_' and '-' only")
+        if not isinstance(table, dict):
+            raise ConfigError(f"{where}: must be a table")
+        if "name" in table:
+            raise ConfigError(f"{where}: name: the table's heading is the name")
         try:
             spec = WorkerSpec(name=name, **table)
         except ValidationError as error:
             first = error.errors()[0]
             raise ConfigError(f"{where}.{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
-        except TypeError:
-            raise ConfigError(f"{where}: must be a table") from None
         if spec.enabled:
             _check(spec, where)
             specs.append(spec)

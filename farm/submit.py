@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
+from reprlib import repr as shorten
 from typing import Any
 
 from farm.artifacts import sha256_of
@@ -35,6 +36,7 @@ from farm.states import FINISHED, Continuity
 
 PROBES_AT_ONCE = 4
 NAME_LIMIT = 120  # characters of a film's name
+OWNER_LIMIT = 200
 _UNFIT = re.compile(r'[\x00-\x1f\x7f/\\:*?"<>|]+')  # not fit for a file name on some system
 
 
@@ -49,7 +51,9 @@ class Submission:
 
 
 @dataclass(frozen=True, slots=True)
-class _File:
+class InputFile:
+    """A portrait or audio that can be read, and what its probe said."""
+
     sha256: str
     facts: Mapping[str, Any]
 
@@ -82,7 +86,7 @@ def submit(
     rows = [Row(row.number, {**(defaults or {}), **row.cells}) for row in rows]
     films = output_dir or (Path(settings.output_dir) if settings.output_dir else base / "films")
     files, file_errors = _look_at_files(ledger, settings, rows, base, on_progress)
-    checker = _Checker(
+    checker = RowChecker(
         settings, base, films.absolute(), user, files, file_errors, secrets.token_hex(8) if again else ""
     )
     requests: list[JobRequest] = []
@@ -121,17 +125,17 @@ def _look_at_files(
     rows: Sequence[Row],
     base: Path,
     on_progress: Callable[[int, int], None] | None,
-) -> tuple[dict[tuple[str, str], _File], dict[tuple[str, str], str]]:
+) -> tuple[dict[tuple[str, str], InputFile], dict[tuple[str, str], str]]:
     """Hash and probe every input once, by (column, path).  Files known by size and change time are not opened."""
     wanted = {
         (c, str(_absolute(row.cells[c], base))) for row in rows for c in ("portrait", "audio") if row.cells.get(c)
     }
     remembered = known_files(ledger, sorted({path for _, path in wanted}))
-    found: dict[tuple[str, str], _File] = {}
+    found: dict[tuple[str, str], InputFile] = {}
     errors: dict[tuple[str, str], str] = {}
     fresh: dict[str, KnownFile] = {}
 
-    def look(item: tuple[str, str]) -> tuple[tuple[str, str], _File | str, KnownFile | None]:
+    def look(item: tuple[str, str]) -> tuple[tuple[str, str], InputFile | str, KnownFile | None]:
         column, path_text = item
         try:
             path = _allowed(Path(path_text), settings.input_roots, column)
@@ -143,11 +147,11 @@ def _look_at_files(
                 and known.mtime_ns == stat.st_mtime_ns
                 and column in known.facts
             ):
-                return item, _File(known.sha256, known.facts[column]), None
+                return item, InputFile(known.sha256, known.facts[column]), None
             facts = _probe(column, path, settings)
             digest = sha256_of(path)
             merged = {**(known.facts if known and known.sha256 == digest else {}), column: facts}
-            return item, _File(digest, facts), KnownFile(path_text, stat.st_size, stat.st_mtime_ns, digest, merged)
+            return item, InputFile(digest, facts), KnownFile(path_text, stat.st_size, stat.st_mtime_ns, digest, merged)
         except InputError as error:
             return item, str(error), None
         except OSError as error:
@@ -204,18 +208,22 @@ def _allowed(path: Path, roots: Sequence[Path], what: str) -> Path:
 
 
 @dataclass(frozen=True)
-class _Checker:
+class RowChecker:
+    """Turns rows into job requests.  Opens no file: what was learnt of the inputs is given."""
+
     settings: Settings
     base: Path
     films: Path
     user: str
-    files: Mapping[tuple[str, str], _File]
+    files: Mapping[tuple[str, str], InputFile]
     file_errors: Mapping[tuple[str, str], str]
     salt: str  # not empty: make new jobs of known rows
 
     def check(self, row: Row) -> JobRequest:
         """One row as a job request.  Raises InputError."""
         cells = dict(row.cells)
+        for name, cell in cells.items():
+            _check_text(name, cell)
         portrait_path, portrait = self._file("portrait", cells)
         audio_path, audio = self._file("audio", cells)
         model = load_model(str(cells.pop("model", self.settings.default_model)))
@@ -253,7 +261,7 @@ class _Checker:
             row_number=row.number,
             key=hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest(),
             name=name,
-            owner=str(cells.pop("owner", self.user)),
+            owner=_owner(cells.pop("owner", None) or self.user),
             tags=_tags(cells.pop("tags", "")),
             portrait=str(portrait_path),
             portrait_sha256=portrait.sha256,
@@ -275,7 +283,7 @@ class _Checker:
             due=_deadline(cells.pop("deadline", None)),
         )
 
-    def _file(self, column: str, cells: dict[str, Any]) -> tuple[Path, _File]:
+    def _file(self, column: str, cells: dict[str, Any]) -> tuple[Path, InputFile]:
         cell = cells.pop(column, None)
         if not cell:
             raise InputError(f"no {column}")
@@ -353,6 +361,24 @@ def _renamed(request: JobRequest, taken: Mapping[str, JobRequest]) -> JobRequest
     return replace(request, output=output, name=f"{request.name}-{number}", key=key)
 
 
+def _check_text(name: str, cell: Any) -> None:
+    """A JSON line can hold what neither a file system nor a database takes."""
+    for text in cell if isinstance(cell, list) else [cell]:
+        try:
+            fits = "\0" not in str(text) and bool(str(text).encode() or True)
+        except UnicodeEncodeError:
+            fits = False
+        if not fits:
+            raise InputError(f"{name} holds characters that no file name or text may have")
+
+
+def _owner(cell: Any) -> str:
+    owner = str(cell)
+    if len(owner) > OWNER_LIMIT:
+        raise InputError(f"owner has {len(owner)} characters; the limit is {OWNER_LIMIT}")
+    return owner
+
+
 def _film_name(cell: Any) -> str:
     name = _UNFIT.sub(" ", str(cell)).strip(" .")
     return name[:NAME_LIMIT].rstrip(" .") or "film"
@@ -371,7 +397,7 @@ def _continuity(cell: Any) -> Continuity:
     try:
         return Continuity(str(cell).strip().lower())
     except ValueError:
-        raise InputError(f"continuity must be carry or parallel, not {cell!r}") from None
+        raise InputError(f"continuity must be carry or parallel, not {shorten(cell)}") from None
 
 
 def _seed(cell: Any, portrait_sha256: str, audio_sha256: str) -> int:
@@ -384,7 +410,7 @@ def _whole(cell: Any, what: str, low: int, high: int) -> int:
     try:
         number = int(str(cell))
     except ValueError:
-        raise InputError(f"{what} must be a whole number, not {cell!r}") from None
+        raise InputError(f"{what} must be a whole number, not {shorten(cell)}") from None
     if not low <= number <= high:
         raise InputError(f"{what} must be from {low} to {high}, not {number}")
     return number
@@ -397,7 +423,9 @@ def _deadline(cell: Any) -> float | None:
         when = datetime.fromisoformat(str(cell))
         return when.astimezone().timestamp()  # without a zone it is meant in this machine's
     except (ValueError, OverflowError, OSError):
-        raise InputError(f"deadline must be a date such as 2026-12-24 or 2026-12-24T06:00, not {cell!r}") from None
+        raise InputError(
+            f"deadline must be a date such as 2026-12-24 or 2026-12-24T06:00, not {shorten(cell)}"
+        ) from None
 
 
 def _tags(cell: Any) -> tuple[str, ...]:

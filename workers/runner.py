@@ -23,7 +23,7 @@ from farm.ledger import Ledger, crew, moves, read
 from farm.ledger.repair import render_again
 from farm.ledger.values import Lease
 from farm.reaper import Reaper
-from farm.retry import Decision, decide
+from farm.retry import Decision, backoff, decide
 from farm.roster import WorkerSpec, machine_name
 from farm.states import ArtifactKind, Event, SegmentKind, WorkerState
 from workers.announce import Announcer, Silence
@@ -367,7 +367,7 @@ class Runner:
         except FarmError as error:
             self._load_failures += 1
             host = self.settings.host
-            pause = min(host.restart_delay_seconds * 2.0 ** (self._load_failures - 1), host.restart_delay_max_seconds)
+            pause = backoff(self._load_failures, host.restart_delay_seconds, host.restart_delay_max_seconds)
             if isinstance(error, ConfigError):
                 pause = host.restart_delay_max_seconds
             self._load_again_at = time.monotonic() + pause
