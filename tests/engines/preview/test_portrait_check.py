@@ -94,6 +94,12 @@ def test_of_several_faces_the_largest_is_taken(reader: FaceReader, astronaut: np
     assert any("shows 2 faces; the largest one talks" in note for note in check(facts))
 
 
+def test_a_face_cut_by_the_photos_edge_is_noted(reader: FaceReader, astronaut: np.ndarray, tmp_path: Path) -> None:
+    facts = look(written(tmp_path, np.ascontiguousarray(astronaut[:162])), reader)
+    assert 0.8 < facts.inside < 0.97
+    assert any("beyond the edge" in note for note in check(facts))
+
+
 def test_dark_and_blurred_photos_are_noted(reader: FaceReader, astronaut: np.ndarray, tmp_path: Path) -> None:
     dark = look(written(tmp_path, (astronaut * 0.2).astype(np.uint8)), reader)
     assert any("dark" in note for note in check(dark))
@@ -110,6 +116,7 @@ def test_dark_and_blurred_photos_are_noted(reader: FaceReader, astronaut: np.nda
         ({"roll": 70.0}, "lies on its side"),
         ({"faces": 0, "turned_by": 90}, "turn it 90 degrees clockwise"),
         ({"face_width": 59.0}, "only 59 px wide"),
+        ({"inside": 0.6}, "a part of the face is outside"),
     ],
 )
 def test_what_no_model_could_animate_is_refused(change: dict[str, float], sentence: str) -> None:

@@ -39,6 +39,7 @@ class PortraitFacts:
     eyes_open: float = 0.0  # gap of the lids in eye widths, of the more closed eye
     brightness: float = 0.0  # mean luma of the face, 0..255
     sharpness: float = 0.0  # spread of the Laplacian of the face at 128 px; under about 3 looks blurred
+    inside: float = 1.0  # share of the face's box that lies inside the photo
     turned_by: int = 0  # degrees clockwise that would bring a face that lies on its side upright
 
     def as_json(self) -> dict[str, Any]:
@@ -55,6 +56,7 @@ class PortraitRules:
     max_yaw_degrees: float = 45.0
     max_pitch_degrees: float = 40.0
     max_roll_degrees: float = 40.0
+    least_inside: float = 0.75
     noted_yaw_degrees: float = 28.0
     small_share: float = 0.18  # of the photo's shorter side
     dark: float = 50.0
@@ -107,6 +109,8 @@ def check(facts: PortraitFacts, rules: PortraitRules | None = None) -> list[str]
             f"the face in the portrait is only {facts.face_width:.0f} px wide; "
             f"use a photo in which it is at least {rules.min_face_px:.0f} px wide"
         )
+    if facts.inside < rules.least_inside:
+        raise InputError("a part of the face is outside the portrait; use a photo that shows the whole face")
     if abs(facts.yaw) > rules.max_yaw_degrees:
         raise InputError(
             f"the portrait shows the face from the side (turned by about {abs(facts.yaw):.0f} degrees); "
@@ -122,6 +126,8 @@ def check(facts: PortraitFacts, rules: PortraitRules | None = None) -> list[str]
     notes = []
     if facts.faces > 1:
         notes.append(f"the portrait shows {facts.faces} faces; the largest one talks")
+    if facts.inside < 0.97:
+        notes.append("the face reaches beyond the edge of the portrait; a photo of the whole head looks better")
     if facts.face_width < rules.small_share * min(facts.width, facts.height):
         notes.append("the face is small in the portrait; the film is cropped close to it")
     if abs(facts.yaw) > rules.noted_yaw_degrees:
@@ -164,6 +170,7 @@ def _describe(photo: Pixels, count: int, face: Detection, mesh: Mesh) -> Portrai
         eyes_open=round(_eyes_gap(points), 3),
         brightness=round(brightness, 1),
         sharpness=round(sharpness, 2),
+        inside=round(_share_inside((left, top, right, bottom), width, height), 3),
     )
 
 
@@ -175,6 +182,13 @@ def _angles(points: Doubles) -> tuple[float, float, float]:
     yaw = math.degrees(math.atan2(across[2], math.hypot(across[0], across[1])))
     pitch = math.degrees(math.atan2(down[2], math.hypot(down[0], down[1]))) - _LEVEL_PITCH
     return yaw, pitch, math.degrees(math.atan2(eyes[1], eyes[0]))
+
+
+def _share_inside(box: tuple[float, float, float, float], width: int, height: int) -> float:
+    left, top, right, bottom = box
+    across = (min(right, width) - max(left, 0)) / max(right - left, 1.0)
+    down = (min(bottom, height) - max(top, 0)) / max(bottom - top, 1.0)
+    return float(max(across, 0.0) * max(down, 0.0))
 
 
 def _eyes_gap(points: Doubles) -> float:
