@@ -39,11 +39,14 @@ def cancel(ledger: Ledger, job_id: int, *, reason: str = "cancelled by request")
             ).all()
             if state is SegmentState.LEASED and ended:
                 ids = [segment_id for (segment_id,) in ended]
-                session.execute(
+                closed = session.execute(
                     update(AttemptRow)
                     .where(AttemptRow.segment_id.in_(ids), AttemptRow.ended_at.is_(None))
                     .values(ended_at=db_now(), outcome=Event.CANCEL.value, reason=reason)
-                )
+                    .returning(AttemptRow.segment_id, AttemptRow.number, AttemptRow.worker)
+                ).all()
+                for segment_id, number, worker in closed:
+                    append(session, Event.CANCEL, job_id=job_id, segment_id=segment_id, attempt=number, worker=worker)
                 session.execute(update(WorkerRow).where(WorkerRow.segment_id.in_(ids)).values(segment_id=None))
         append(session, Event.CANCEL, job_id=job_id, detail=reason)
         ripple(session, job_id, reason=reason, failure="cancel")
@@ -118,9 +121,10 @@ def retry(ledger: Ledger, job_id: int, *, segment_number: int | None = None) -> 
             append(session, Event.REQUEUE, job_id=job_id, detail=f"{put_back} segments")
             session.execute(update(JobRow).where(JobRow.id == job_id).values(paused=False))
             ready_all(session, job_id)
-            ripple(session, job_id)
-            hold(session, job_id, held=False)
-            _ring_for(session, job_id)
+            # When only one of several failed segments was put back, the job stays failed and nobody may go on with it.
+            became = ripple(session, job_id)
+            hold(session, job_id, held=became in (JobState.FAILED, JobState.CANCELLED))
+        _ring_for(session, job_id)  # also without a segment put back: the forgiven workers may take what waits
         return put_back
 
     return ledger.write(story)
@@ -191,7 +195,8 @@ def resume_worker(ledger: Ledger, name: str) -> None:
 
 
 def _job(session: Session, job_id: int) -> JobRow:
-    row = session.get(JobRow, job_id)
+    """The job's row, locked as by `lock_job`: what follows must see every segment that a plan just added."""
+    row = session.get(JobRow, job_id, with_for_update={"key_share": True})
     if row is None:
         raise NotFound(f"there is no job {job_id}; `farm jobs list` shows those there are")
     return row

@@ -5,12 +5,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from sqlalchemy import func, insert, select
+from sqlalchemy.dialects.postgresql import insert as postgres_insert
+from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.orm import Session
 
 from farm.ledger.store import Ledger, db_now
-from farm.ledger.tables import NO_DEADLINE, BatchRow, EventRow, JobRow, OutboxRow, OwnerRow, SegmentRow
+from farm.ledger.tables import NO_DEADLINE, BatchRow, EventRow, JobRow, LockRow, OutboxRow, OwnerRow, SegmentRow
 from farm.ledger.values import JobRequest
 from farm.states import JobState, SegmentKind, SegmentState
 
@@ -35,6 +38,7 @@ def take_in(ledger: Ledger, requests: Sequence[JobRequest], *, name: str, source
     """Write the rows that are new as one batch.  Repeating it with the same rows writes nothing."""
 
     def story(session: Session) -> Intake:
+        _take_turns(ledger, session)
         known = _known(session, [r.key for r in requests])
         new = [r for r in requests if r.key not in known]
         known_ids = tuple(known[r.key] for r in requests if r.key in known)
@@ -79,6 +83,16 @@ def take_in(ledger: Ledger, requests: Sequence[JobRequest], *, name: str, source
         return Intake(batch_id, tuple(job_ids), known_ids)
 
     return ledger.write(story)
+
+
+def _take_turns(ledger: Ledger, session: Session) -> None:
+    """Wait for every other submission to commit: two of the same rows must be one, and so must an owner's clock."""
+    upsert: Any = sqlite_insert if ledger.is_sqlite else postgres_insert
+    session.execute(
+        upsert(LockRow)
+        .values(name="intake", holder="", until=0.0)
+        .on_conflict_do_update(index_elements=[LockRow.name], set_={"holder": ""})
+    )
 
 
 def _known(session: Session, keys: Sequence[str]) -> dict[str, int]:

@@ -7,17 +7,18 @@ lease is lost and nothing was changed.  Every move writes the history line and r
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, delete, exists, func, insert, literal, or_, select, update
+from sqlalchemy import ColumnElement, and_, delete, exists, func, insert, literal, or_, select, text, update
 from sqlalchemy.orm import Session, aliased
 
 from farm.errors import LeaseLost
 from farm.ledger.history import append
 from farm.ledger.read import job_value, segment_value
-from farm.ledger.ripple import ready_next, ripple
+from farm.ledger.ripple import lock_job, ready_next, ripple
 from farm.ledger.store import Ledger, db_now
-from farm.ledger.tables import ArtifactRow, AttemptRow, JobRow, OutboxRow, SegmentRow, WorkerRow
+from farm.ledger.tables import CLAIMABLE, ArtifactRow, AttemptRow, JobRow, OutboxRow, SegmentRow, WorkerRow
 from farm.ledger.values import Lease, NewArtifact
 from farm.planning import PlannedSegment
 from farm.retry import Decision, RetryPolicy
@@ -53,7 +54,8 @@ def claim(
             )
         )
         append(session, Event.LEASE, job_id=row.job_id, segment_id=row.id, attempt=row.attempt, worker=worker)
-        ripple(session, row.job_id)
+        if row.kind is SegmentKind.PREPARE:  # the only lease that changes what its job is
+            ripple(session, row.job_id)
         session.execute(
             update(WorkerRow)
             .where(WorkerRow.name == worker)
@@ -86,8 +88,7 @@ def _claim_statement(worker: str, queue: str, ttl_seconds: float, warm_job: int 
     segment = SegmentRow
     claimable = and_(
         segment.queue == queue,
-        segment.state == SegmentState.QUEUED,
-        ~segment.held,
+        text(CLAIMABLE),
         segment.not_before <= db_now(),
         _may_take(worker, queue),
     )
@@ -125,25 +126,40 @@ def _claim_statement(worker: str, queue: str, ttl_seconds: float, warm_job: int 
 
 
 def _may_take(worker: str, queue: str) -> ColumnElement[bool]:
-    """A worker does not get back what it failed while another can take it, nor a job that it failed too often."""
+    """A worker does not get back what it failed while another can take it, nor a job that it failed too often.
+
+    A worker that people drain gets nothing, from the moment that the ledger knows of it.
+    """
     segment = SegmentRow
-    other = aliased(WorkerRow)
-    mine, theirs, job_strikes = aliased(AttemptRow), aliased(AttemptRow), aliased(AttemptRow)
+    me, other = aliased(WorkerRow), aliased(WorkerRow)
+    mine, theirs = aliased(AttemptRow), aliased(AttemptRow)
+    draining = exists().where(me.name == worker, me.drain.is_not(None))
     failed_it = exists().where(mine.segment_id == segment.id, mine.worker == worker, mine.strike)
     another_can = exists().where(
         other.queue == queue,
         other.name != worker,
         other.drain.is_(None),
         other.state.in_((WorkerState.IDLE, WorkerState.RENDERING)),
+        other.reason.is_(None),  # otherwise it says why it takes nothing
         other.beat_at > db_now() - ALIVE_SECONDS,
-        ~exists().where(theirs.segment_id == segment.id, theirs.worker == other.name, theirs.strike),
+        # Without `correlate`, a subquery this deep would read all segments in place of the one that is looked at.
+        ~exists()
+        .where(theirs.segment_id == segment.id, theirs.worker == other.name, theirs.strike)
+        .correlate_except(theirs),
+        _strikes(other.name) < STRIKES_PER_JOB,
     )
-    strikes = (
+    return and_(~draining, or_(~failed_it, ~another_can), _strikes(worker) < STRIKES_PER_JOB)
+
+
+def _strikes(worker: Any) -> ColumnElement[int]:
+    """How often a worker failed the job of the segment that is looked at."""
+    strike = aliased(AttemptRow)
+    return (
         select(func.count())
-        .where(job_strikes.job_id == segment.job_id, job_strikes.worker == worker, job_strikes.strike)
+        .where(strike.job_id == SegmentRow.job_id, strike.worker == worker, strike.strike)
+        .correlate_except(strike)
         .scalar_subquery()
     )
-    return and_(or_(~failed_it, ~another_can), strikes < STRIKES_PER_JOB)
 
 
 def _held_lease(lease: Lease) -> ColumnElement[bool]:
@@ -217,6 +233,7 @@ def _succeed(
     segment = lease.segment
 
     def story(session: Session) -> None:
+        lock_job(session, segment.job_id)
         won = session.scalar(
             update(SegmentRow)
             .where(_held_lease(lease))
@@ -317,6 +334,7 @@ def release(ledger: Ledger, lease: Lease, decision: Decision, *, frames: int = 0
     """End the attempt without a result, as `decision` says.  Raises LeaseLost."""
 
     def story(session: Session) -> None:
+        lock_job(session, lease.segment.job_id)
         to = after(SegmentState.LEASED, decision.event)
         values: dict[str, Any] = {
             "state": to,
@@ -403,24 +421,32 @@ def expire_leases(ledger: Ledger, policy: RetryPolicy, *, worker: str | None = N
     Returns the segments' ids.  A segment that lost too many workers is given up: it is suspected to kill them.
     """
 
-    def story(session: Session) -> list[int]:
-        dead: ColumnElement[bool] = SegmentRow.lease_until < db_now()
-        if worker is not None:
-            dead = SegmentRow.leased_by == worker
-        rows = session.scalars(
-            select(SegmentRow)
+    dead: ColumnElement[bool] = SegmentRow.lease_until < db_now()
+    if worker is not None:
+        dead = SegmentRow.leased_by == worker
+    with ledger.read() as session:
+        found = session.execute(
+            select(SegmentRow.id, SegmentRow.job_id)
             .where(SegmentRow.state == SegmentState.LEASED, dead)
             .order_by(SegmentRow.id)
-            .with_for_update(skip_locked=True)
         ).all()
-        for row in rows:
-            _expire(session, row, policy)
-        return [row.id for row in rows]
+    return [
+        segment_id
+        for segment_id, job_id in found
+        if ledger.write(partial(_expire, segment_id=segment_id, job_id=job_id, dead=dead, policy=policy))
+    ]
 
-    return ledger.write(story)
 
-
-def _expire(session: Session, row: SegmentRow, policy: RetryPolicy) -> None:
+def _expire(session: Session, segment_id: int, job_id: int, dead: ColumnElement[bool], policy: RetryPolicy) -> bool:
+    """Take back one lease if it is still `dead`; it may have been renewed or ended since it was found."""
+    lock_job(session, job_id)
+    row = session.scalar(
+        select(SegmentRow)
+        .where(SegmentRow.id == segment_id, SegmentRow.state == SegmentState.LEASED, dead)
+        .with_for_update()
+    )
+    if row is None:
+        return False
     gone, number = row.leased_by, row.attempt
     losses = row.losses + 1
     event = Event.EXPIRE if losses < policy.max_losses else Event.FAIL
@@ -428,9 +454,9 @@ def _expire(session: Session, row: SegmentRow, policy: RetryPolicy) -> None:
     if event is Event.FAIL:
         reason = f"given up: {losses} workers vanished while rendering this; the last one was {gone}"
     to = after(SegmentState.LEASED, event)
-    won = session.scalar(
+    session.execute(
         update(SegmentRow)
-        .where(SegmentRow.id == row.id, SegmentRow.state == SegmentState.LEASED, SegmentRow.token == row.token)
+        .where(SegmentRow.id == segment_id, SegmentRow.state == SegmentState.LEASED, SegmentRow.token == row.token)
         .values(
             state=to,
             leased_by=None,
@@ -444,23 +470,21 @@ def _expire(session: Session, row: SegmentRow, policy: RetryPolicy) -> None:
             queued_at=db_now(),
             finished_at=db_now() if to is SegmentState.FAILED else None,
         )
-        .returning(SegmentRow.id)
         .execution_options(synchronize_session=False)
     )
-    if won is None:
-        return
     session.execute(
         update(AttemptRow)
-        .where(AttemptRow.segment_id == row.id, AttemptRow.ended_at.is_(None))
+        .where(AttemptRow.segment_id == segment_id, AttemptRow.ended_at.is_(None))
         .values(ended_at=db_now(), outcome=event.value, failure="lost", reason=reason)
     )
     session.execute(
-        update(WorkerRow).where(WorkerRow.name == gone, WorkerRow.segment_id == row.id).values(segment_id=None)
+        update(WorkerRow).where(WorkerRow.name == gone, WorkerRow.segment_id == segment_id).values(segment_id=None)
     )
-    append(session, event, job_id=row.job_id, segment_id=row.id, attempt=number, worker=gone, detail=reason)
-    ripple(session, row.job_id, reason=reason, failure="lost")
+    append(session, event, job_id=job_id, segment_id=segment_id, attempt=number, worker=gone, detail=reason)
+    ripple(session, job_id, reason=reason, failure="lost")
     if to is SegmentState.QUEUED:
         session.execute(insert(OutboxRow).values(queue=row.queue, created_at=db_now()))
+    return True
 
 
 class Standing:

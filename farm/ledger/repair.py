@@ -6,10 +6,12 @@ from sqlalchemy import delete, insert, select, update
 from sqlalchemy.orm import Session
 
 from farm.ledger.history import append
-from farm.ledger.ripple import ripple
+from farm.ledger.ripple import lock_job, ripple
 from farm.ledger.store import Ledger, db_now
-from farm.ledger.tables import ArtifactRow, JobRow, OutboxRow, SegmentRow
-from farm.states import ArtifactKind, SegmentKind, SegmentState
+from farm.ledger.tables import ArtifactRow, AttemptRow, OutboxRow, SegmentRow
+from farm.states import ArtifactKind, Event, SegmentKind, SegmentState
+
+LOST_AGAIN = "render_again"  # outcome of an attempt whose published file is gone
 
 
 def render_again(ledger: Ledger, job_id: int, number: int, reason: str) -> bool:
@@ -21,10 +23,11 @@ def render_again(ledger: Ledger, job_id: int, number: int, reason: str) -> bool:
     """
 
     def story(session: Session) -> bool:
+        lock_job(session, job_id)
         row = session.scalar(
-            select(SegmentRow)
-            .where(SegmentRow.job_id == job_id, SegmentRow.kind == SegmentKind.RENDER, SegmentRow.number == number)
-            .with_for_update()
+            select(SegmentRow).where(
+                SegmentRow.job_id == job_id, SegmentRow.kind == SegmentKind.RENDER, SegmentRow.number == number
+            )
         )
         film = session.scalar(
             select(ArtifactRow.id).where(ArtifactRow.job_id == job_id, ArtifactRow.kind == ArtifactKind.FILM)
@@ -51,8 +54,13 @@ def render_again(ledger: Ledger, job_id: int, number: int, reason: str) -> bool:
                 ArtifactRow.segment_number == number,
             )
         )
-        append(session, "render_again", job_id=job_id, segment_id=row.id, detail=reason)
-        session.execute(select(JobRow.id).where(JobRow.id == job_id).with_for_update())
+        # The attempt that published it counts no longer: a segment has one published attempt.
+        session.execute(
+            update(AttemptRow)
+            .where(AttemptRow.segment_id == row.id, AttemptRow.outcome == Event.SUCCEED.value)
+            .values(outcome=LOST_AGAIN)
+        )
+        append(session, LOST_AGAIN, job_id=job_id, segment_id=row.id, attempt=row.attempt, detail=reason)
         ripple(session, job_id)
         session.execute(insert(OutboxRow).values(queue=row.queue, created_at=db_now()))
         return True

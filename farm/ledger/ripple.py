@@ -14,15 +14,22 @@ from farm.ledger.values import Segment
 from farm.states import FINISHED, Event, JobState, SegmentKind, SegmentState, after, job_state
 
 
-def ripple(session: Session, job_id: int, *, reason: str | None = None, failure: str | None = None) -> JobState:
-    """Derive the job's state from its segments and write it down.  Returns the state.
+def lock_job(session: Session, job_id: int) -> None:
+    """Wait for every other story of this job.
 
-    The job's row is locked first: two segments of one job that end at the same instant count each other.
+    A story takes the job's row first and its segments afterwards, so two stories never wait for each other, and two
+    segments that end at the same instant see each other.  Only the claim cannot, since it does not know its job yet.
+    The lock lets others refer to the row: with a stronger one, two segments that publish their artifacts at the same
+    instant would each wait for the other's foreign key.
     """
+    session.execute(select(JobRow.id).where(JobRow.id == job_id).with_for_update(key_share=True))
+
+
+def ripple(session: Session, job_id: int, *, reason: str | None = None, failure: str | None = None) -> JobState:
+    """Derive the job's state from its segments and write it down.  Returns the state."""
+    lock_job(session, job_id)
     job = session.execute(
-        select(JobRow.state, JobRow.started_at, JobRow.batch_id, JobRow.paused)
-        .where(JobRow.id == job_id)
-        .with_for_update()
+        select(JobRow.state, JobRow.started_at, JobRow.batch_id, JobRow.paused).where(JobRow.id == job_id)
     ).one()
     counted = session.execute(
         select(SegmentRow.kind, SegmentRow.state, func.count(), func.sum(SegmentRow.frames))
@@ -47,14 +54,14 @@ def ripple(session: Session, job_id: int, *, reason: str | None = None, failure:
             values["finished_at"] = db_now()
     else:
         values["finished_at"] = None
-    if state is JobState.SUCCEEDED:
+    dead = state in (JobState.FAILED, JobState.CANCELLED)
+    if not dead:
         values |= {"reason": None, "failure": None}
-    elif state in (JobState.FAILED, JobState.CANCELLED) and reason is not None and job.state not in FINISHED:
+    elif reason is not None and job.state not in FINISHED:
         values |= {"reason": reason, "failure": failure}
     session.execute(update(JobRow).where(JobRow.id == job_id).values(**values))
     if state is not job.state:
         append(session, f"job_{state}", job_id=job_id, batch_id=job.batch_id, detail=reason)
-        dead = state in (JobState.FAILED, JobState.CANCELLED)
         hold(session, job_id, held=dead or job.paused)
     return state
 
@@ -74,9 +81,10 @@ def hold(session: Session, job_id: int, *, held: bool) -> None:
 
 
 def ready_next(session: Session, done: Segment) -> None:
-    """Queue every waiting segment of the job whose foundations are published now that `done` is."""
-    # Without the job's lock, the last two segments of a film could each take the other for unfinished.
-    session.execute(select(JobRow.id).where(JobRow.id == done.job_id).with_for_update())
+    """Queue every waiting segment of the job whose foundations are published now that `done` is.
+
+    The caller holds the job's lock, or the last two segments of a film could each take the other for unfinished.
+    """
     if done.kind is SegmentKind.PREPARE:
         _ready(
             session,

@@ -29,6 +29,10 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from farm.states import ArtifactKind, Continuity, JobState, SegmentKind, SegmentState, WorkerState
 
+# The condition of the claim's index.  The claim repeats it to the letter: a database takes a partial index only where
+# it can prove the condition, and it cannot look into bound parameters.
+CLAIMABLE = "segments.state = 'queued' AND NOT segments.held"
+_QUEUED = text("state = 'queued' AND NOT held")
 NO_DEADLINE = 1e15  # sorts after every real deadline, so that one index serves the claim
 
 
@@ -167,8 +171,8 @@ class SegmentRow(Table):
             "due",
             "rank",
             "id",
-            sqlite_where=text("state = 'queued' AND NOT held"),
-            postgresql_where=text("state = 'queued' AND NOT held"),
+            sqlite_where=_QUEUED,
+            postgresql_where=_QUEUED,
         ),
         Index(
             "ix_segments_lease_until",
