@@ -7,8 +7,10 @@ from dataclasses import dataclass
 
 from sqlalchemy import and_, case, func, or_, select
 
+from farm.ledger.read import segment_value
 from farm.ledger.store import Ledger, db_now
 from farm.ledger.tables import AttemptRow, EventRow, JobRow, SegmentRow, WorkerRow
+from farm.ledger.values import Segment
 from farm.states import FINISHED, JobState, SegmentKind, WorkerState
 
 ALIVE_SECONDS = 60.0
@@ -253,3 +255,17 @@ def figures(ledger: Ledger, bounds: Sequence[float]) -> Figures:
         speeds={row[0]: float(row[1]) / float(row[2]) for row in rendered if row[1] and row[2]},
         film_seconds=film_seconds,
     )
+
+
+def segments_by_id(ledger: Ledger, segment_ids: Sequence[int]) -> dict[int, Segment]:
+    if not segment_ids:
+        return {}
+    with ledger.read() as session:
+        rows = session.scalars(select(SegmentRow).where(SegmentRow.id.in_(set(segment_ids))))
+        return {row.id: segment_value(row) for row in rows}
+
+
+def owned_by(ledger: Ledger, owner: str, job_ids: Sequence[int]) -> set[int]:
+    """Which of these jobs are the owner's."""
+    with ledger.read() as session:
+        return set(session.scalars(select(JobRow.id).where(JobRow.id.in_(job_ids), JobRow.owner == owner)))

@@ -1,0 +1,163 @@
+"""Who may do what: keys, scopes, owners, rates, and where a browser's request may come from."""
+
+from __future__ import annotations
+
+import ipaddress
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated
+from urllib.parse import urlsplit
+
+from fastapi import Depends, HTTPException, Request, Security
+from fastapi.security import APIKeyCookie, APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
+
+from farm.config import ServerSettings
+from farm.errors import ConfigError
+from farm.ledger import Ledger
+from farm.ledger.keys import Scope, find_key
+
+COOKIE = "farm_key"
+REMEMBER_SECONDS = 5.0  # how long a revoked key may still open doors
+BURST_SECONDS = 10.0
+REFUSALS_PER_SECOND = 5.0  # of one address, before it is told to slow down
+_REMEMBERED = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who asks."""
+
+    key_id: str
+    owner: str
+    scope: Scope
+
+    @property
+    def sees(self) -> str | None:
+        """Whose jobs it sees; None for everybody's."""
+        return None if self.scope is Scope.ADMIN else self.owner
+
+
+class Rates:
+    """One bucket of tokens for each name; a bucket refills at `per_second` up to ten seconds' worth."""
+
+    def __init__(self, per_second: float) -> None:
+        self._per_second = per_second
+        self._full = max(per_second * BURST_SECONDS, 1.0)
+        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def take(self, name: str) -> bool:
+        """Take one token; False when there is none."""
+        now = time.monotonic()
+        with self._lock:
+            tokens, at = self._buckets.pop(name, (self._full, now))
+            tokens = min(self._full, tokens + (now - at) * self._per_second)
+            allowed = tokens >= 1.0
+            self._buckets[name] = (tokens - 1.0 if allowed else tokens, now)
+            if len(self._buckets) > _REMEMBERED:
+                self._buckets.popitem(last=False)
+        return allowed
+
+
+class Gate:
+    """Tells callers by their keys."""
+
+    def __init__(self, ledger: Ledger, settings: ServerSettings, owner: str) -> None:
+        """`owner` is who everybody is on an open server.  Raises ConfigError."""
+        if settings.open and not is_loopback(settings.host):
+            raise ConfigError(
+                f"server.open: a server on {settings.host} is reached from other machines and needs keys;"
+                " make one with `farm keys add`, or listen on 127.0.0.1"
+            )
+        self.open = settings.open
+        self._ledger = ledger
+        self._everybody = Caller("open", owner, Scope.ADMIN)
+        self._rates = Rates(settings.requests_per_second)
+        self._refusals = Rates(REFUSALS_PER_SECOND)
+        self._known: dict[str, tuple[Caller, float]] = {}
+
+    def admit(self, request: Request, key: str | None, *, by_cookie: bool) -> Caller:
+        """Who this is.  Raises HTTPException 401, 403 and 429."""
+        if self.open or by_cookie:
+            _check_origin(request, self.open)
+        caller = self._everybody if self.open and not key else self._find(key)
+        if caller is None:
+            address = request.client.host if request.client else "?"
+            if not self._refusals.take(address):
+                raise HTTPException(429, "Too many requests without a valid key", {"Retry-After": "5"})
+            raise HTTPException(401, "Unauthorized", {"WWW-Authenticate": "Bearer"})
+        if not self._rates.take(caller.key_id):
+            raise HTTPException(429, "Too many requests; slow down", {"Retry-After": "1"})
+        return caller
+
+    def _find(self, key: str | None) -> Caller | None:
+        if not key:
+            return None
+        now = time.monotonic()
+        known = self._known.get(key)
+        if known is not None and known[1] > now:
+            return known[0]
+        found = find_key(self._ledger, key)
+        if found is None:
+            self._known.pop(key, None)
+            return None
+        if len(self._known) > _REMEMBERED:
+            self._known.clear()
+        caller = Caller(found.id, found.owner, found.scope)
+        self._known[key] = (caller, now + REMEMBER_SECONDS)
+        return caller
+
+
+def is_loopback(host: str) -> bool:
+    if host in ("localhost", "ip6-localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def _check_origin(request: Request, is_open: bool) -> None:
+    """Keep other sites' pages from acting through a browser that is let in without showing a key each time."""
+    host = request.headers.get("host", "")
+    if is_open and not is_loopback(urlsplit(f"//{host}").hostname or ""):
+        raise HTTPException(403, "This farm answers only to the names of its own machine")
+    if request.method in ("GET", "HEAD", "OPTIONS"):
+        return
+    origin = request.headers.get("origin")
+    foreign = origin is not None and urlsplit(origin).netloc != host
+    if foreign or request.headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
+        raise HTTPException(403, "This request comes from another site's page")
+
+
+_header = APIKeyHeader(name="x-api-key", auto_error=False, scheme_name="x-api-key")
+_bearer = HTTPBearer(auto_error=False, scheme_name="bearer")
+_cookie = APIKeyCookie(name=COOKIE, auto_error=False, scheme_name="cookie")
+
+
+def who(
+    request: Request,
+    header: Annotated[str | None, Security(_header)],
+    bearer: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)],
+    cookie: Annotated[str | None, Security(_cookie)],
+) -> Caller:
+    gate: Gate = request.app.state.gate
+    shown = header or (bearer.credentials if bearer is not None else None)
+    return gate.admit(request, shown or cookie, by_cookie=shown is None and cookie is not None)
+
+
+def at_least(scope: Scope) -> Callable[[Caller], Caller]:
+    def check(caller: Annotated[Caller, Depends(who)]) -> Caller:
+        if not caller.scope.allows(scope):
+            raise HTTPException(403, f"This key may not do that; it needs the scope {scope}")
+        return caller
+
+    return check
+
+
+Reader = Annotated[Caller, Depends(at_least(Scope.READ))]
+Submitter = Annotated[Caller, Depends(at_least(Scope.SUBMIT))]
+Admin = Annotated[Caller, Depends(at_least(Scope.ADMIN))]

@@ -1,0 +1,115 @@
+"""What every route is handed: the settings, the ledger, the feed; and how an error of the farm is answered."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from fastapi import Depends, FastAPI, HTTPException, Request
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel
+
+from farm.batch import BadRows
+from farm.config import Settings
+from farm.doorbell import Doorbell
+from farm.errors import FarmError, InputError, LedgerError, NotEnoughRoom, NotFound
+from farm.ledger import Ledger, read
+from farm.ledger.crew import take_owed_doorbells
+from farm.ledger.values import Job
+from farm.server.access import Caller
+from farm.server.feed import Feed
+
+if TYPE_CHECKING:
+    from farm.server.metrics import Scrapes
+
+
+@dataclass(frozen=True)
+class Context:
+    settings: Settings
+    ledger: Ledger
+    feed: Feed
+    doorbell: Doorbell
+    scrapes: Scrapes
+
+    def ring(self) -> None:
+        owed = take_owed_doorbells(self.ledger)
+        if owed:
+            self.doorbell.ring(owed)
+
+    def uploads_of(self, owner: str) -> Path:
+        """Where an owner's files are; owners cannot name each other's."""
+        return self.settings.home / "uploads" / owner_folder(owner)
+
+    def films_of(self, owner: str, what: str) -> Path:
+        return self.settings.home / "films" / owner_folder(owner) / what
+
+    def job(self, caller: Caller, job_id: str) -> Job:
+        """A job that the caller may see.  Raises NotFound, for somebody else's too."""
+        if not job_id.isascii() or not job_id.isdigit() or len(job_id) > 18:
+            raise NotFound("Job not found")
+        try:
+            job = read.job(self.ledger, int(job_id))
+        except NotFound:
+            raise NotFound("Job not found") from None
+        if caller.sees is not None and job.owner != caller.sees:
+            raise NotFound("Job not found")
+        return job
+
+
+def owner_folder(owner: str) -> str:
+    return hashlib.sha256(owner.encode()).hexdigest()[:16]
+
+
+def _context(request: Request) -> Context:
+    context: Context = request.app.state.context
+    return context
+
+
+Here = Annotated[Context, Depends(_context)]
+
+
+class Problem(BaseModel):
+    """Why a request was refused, in words."""
+
+    detail: str
+
+
+class RowProblemView(BaseModel):
+    row: int
+    sentence: str
+
+
+class BadRowsProblem(Problem):
+    problems: list[RowProblemView] = []
+
+
+def problems(*codes: int) -> dict[int | str, dict[str, Any]]:
+    """The refusals of a route, for the OpenAPI document; every route can answer 401, 403 and 429."""
+    return {code: {"model": Problem} for code in sorted({401, 403, 429, *codes})}
+
+
+def answer_errors(app: FastAPI) -> None:
+    """Translate the farm's errors once, here."""
+
+    @app.exception_handler(FarmError)
+    def of_the_farm(request: Request, error: FarmError) -> JSONResponse:
+        body: dict[str, Any] = {"detail": str(error)}
+        if isinstance(error, BadRows):
+            body["problems"] = [{"row": p.row, "sentence": p.sentence} for p in error.problems]
+        return JSONResponse(body, status_of(error))
+
+
+def status_of(error: FarmError) -> int:
+    if isinstance(error, NotFound):
+        return 404
+    if isinstance(error, InputError):
+        return 400
+    if isinstance(error, NotEnoughRoom):
+        return 507
+    return 503 if isinstance(error, LedgerError) else 500
+
+
+def no_such(what: str) -> HTTPException:
+    return HTTPException(404, what)

@@ -1,0 +1,175 @@
+"""What happens in the farm, told to everybody who listens: the ledger is read once for all of them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from farm import omnirt
+from farm.ledger import Ledger, overview, read
+from farm.ledger.values import LedgerEvent, Segment
+from farm.server import views
+from farm.states import FINISHED
+
+log = logging.getLogger(__name__)
+
+LOOK_SECONDS = 0.5
+FLEET_SECONDS = 2.0  # how often workers and queues are told
+KEEP_ALIVE_SECONDS = 15.0
+BACKLOG = 256  # ticks that a slow listener may lag behind before it is dropped
+
+
+@dataclass(frozen=True)
+class Tick:
+    """What one look found."""
+
+    events: dict[int, list[tuple[int, bytes]]]  # by job: event id and its SSE text
+    progress: dict[int, bytes]  # by job: its SSE text, when it changed
+    jobs: list[dict[str, Any]]  # summaries of jobs that changed
+    ended: frozenset[int]
+    fleet: dict[str | None, dict[str, Any]] | None  # by owner
+
+
+@dataclass(eq=False)
+class Listener:
+    owner: str | None
+    ticks: asyncio.Queue[Tick | None] = field(default_factory=lambda: asyncio.Queue(BACKLOG))
+
+
+class Feed:
+    """Looks into the ledger while somebody listens.  Lives on the server's event loop; looks in a thread."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self._listeners: set[Listener] = set()
+        self._wanted = asyncio.Event()
+        self._last_event = 0
+        self._seen: dict[int, str] = {}
+        self._fleet_at = 0.0
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        self._task = asyncio.create_task(self._run())
+
+    async def stop(self) -> None:
+        """End every stream: a server that stops must not wait for its listeners."""
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+        for listener in list(self._listeners):
+            self._drop(listener)
+
+    @contextlib.asynccontextmanager
+    async def listen(self, owner: str | None) -> AsyncIterator[asyncio.Queue[Tick | None]]:
+        """Ticks from now on; None says that there are no more."""
+        listener = Listener(owner)
+        if not self._listeners:
+            self._last_event = await asyncio.to_thread(overview.last_event_id, self._ledger)
+        self._listeners.add(listener)
+        self._fleet_at = 0.0  # the new one is told at once
+        self._wanted.set()
+        try:
+            yield listener.ticks
+        finally:
+            self._listeners.discard(listener)
+
+    async def wait_ended(self, job_id: int) -> None:
+        """Return when the job has ended."""
+        async with self.listen(None) as ticks:
+            job = await asyncio.to_thread(read.job, self._ledger, job_id)
+            while job.state not in FINISHED:
+                tick = await ticks.get()
+                if tick is None:
+                    raise asyncio.CancelledError
+                if job_id in tick.ended:
+                    return
+
+    async def _run(self) -> None:
+        while True:
+            if not self._listeners:
+                self._wanted.clear()
+                await self._wanted.wait()
+            owners = {listener.owner for listener in self._listeners}
+            try:
+                tick = await asyncio.to_thread(self._look, owners)
+            except Exception:
+                log.exception("the feed could not read the ledger; it tries again")
+                tick = None
+            if tick is not None:
+                for listener in list(self._listeners):
+                    try:
+                        listener.ticks.put_nowait(tick)
+                    except asyncio.QueueFull:
+                        self._drop(listener)
+            await asyncio.sleep(LOOK_SECONDS)
+
+    def _drop(self, listener: Listener) -> None:
+        self._listeners.discard(listener)
+        while not listener.ticks.empty():
+            listener.ticks.get_nowait()
+        listener.ticks.put_nowait(None)
+
+    def _look(self, owners: set[str | None]) -> Tick | None:
+        lines = read.events(self._ledger, after_id=self._last_event, limit=1000)
+        touched = {line.job_id for line in lines if line.job_id is not None}
+        jobs = views.summaries(self._ledger, sorted(touched | set(overview.active_job_ids(self._ledger))))
+        segments = overview.segments_by_id(self._ledger, [line.segment_id for line in lines if line.segment_id])
+        events, ended = tell(lines, segments)
+        if lines:
+            self._last_event = lines[-1].id
+        changed: list[dict[str, Any]] = []
+        progress: dict[int, bytes] = {}
+        for job in jobs:
+            text = json.dumps(job, sort_keys=True)
+            job_id = int(job["id"])
+            if self._seen.get(job_id) != text:
+                self._seen[job_id] = text
+                changed.append(job)
+                progress[job_id] = progress_text(job)
+        for job_id in ended:
+            self._seen.pop(job_id, None)
+        now = time.monotonic()
+        fleet = None
+        if now - self._fleet_at > FLEET_SECONDS:
+            self._fleet_at = now
+            fleet = {owner: views.farm_state(self._ledger, owner) for owner in owners}
+        if not (events or changed or fleet):
+            return None
+        return Tick(events, progress, changed, frozenset(ended), fleet)
+
+
+def tell(lines: list[LedgerEvent], segments: dict[int, Segment]) -> tuple[dict[int, list[tuple[int, bytes]]], set[int]]:
+    """Lines of the history as SSE texts by job, and the jobs that ended."""
+    events: dict[int, list[tuple[int, bytes]]] = {}
+    ended: set[int] = set()
+    for line in lines:
+        for event in omnirt.told_of(line, segments) if line.job_id is not None else ():
+            assert line.job_id is not None
+            events.setdefault(line.job_id, []).append((line.id, event_text(event)))
+            if event["event"] in omnirt.ENDS:
+                ended.add(line.job_id)
+            elif event["event"] == "requeue":
+                ended.discard(line.job_id)
+    return events, ended
+
+
+def event_text(event: dict[str, Any]) -> bytes:
+    body = {k: v for k, v in event.items() if k != "id"}
+    number = f"id: {event['id']}\n" if event.get("id") else ""
+    return f"{number}event: {event['event']}\ndata: {json.dumps(body)}\n\n".encode()
+
+
+def progress_text(job: dict[str, Any]) -> bytes:
+    keys = ("frames", "total_frames", "share", "doing", "frames_per_second", "times_real_time", "seconds_left")
+    data = {key: job[key] for key in keys} | {"state": job["state"], "segments_done": job["segments_done"]}
+    if job["segments_done"]:
+        data["last_frame"] = f"/v1/jobs/{job['id']}/last-frame?v={job['segments_done']}"
+    event = {"event": "progress", "stage": "job", "timestamp_ms": round(time.time() * 1000), "data": data}
+    return event_text(event)
