@@ -48,7 +48,7 @@ class Upstream:
         )
         self.commit = commit.stdout.strip()[:12] or "unknown"
         import diffusers.models.modeling_utils  # noqa: F401  (must look for its packages before the stand-ins exist)
-        import transformers  # noqa: F401
+        from transformers import Wav2Vec2FeatureExtractor, Wav2Vec2Model  # noqa: F401
 
         stand_in_for_missing()
         if not torch.cuda.is_available():
@@ -170,11 +170,14 @@ def stand_in_for_missing() -> None:
         top, left = round((x.shape[-2] - size[0]) / 2), round((x.shape[-1] - size[1]) / 2)
         return x[..., top : top + size[0], left : left + size[1]]
 
-    module("torchvision", __version__="0")
-    module("torchvision.utils")
-    names = ("Compose", "Resize", "ToTensor", "Normalize", "InterpolationMode")
-    module("torchvision.transforms", **dict.fromkeys(names, types.SimpleNamespace(BICUBIC=3)))
-    module("torchvision.transforms.functional", center_crop=center_crop)
+    try:
+        import torchvision  # noqa: F401
+    except (ImportError, RuntimeError):
+        module("torchvision", __version__="0")
+        module("torchvision.utils")
+        names = ("Compose", "Resize", "ToTensor", "Normalize", "InterpolationMode")
+        module("torchvision.transforms", **dict.fromkeys(names, types.SimpleNamespace(BICUBIC=3)))
+        module("torchvision.transforms.functional", center_crop=center_crop)
     for name in ("imageio", "skimage", "pyloudnorm", "easydict", "loguru", "ftfy", "tqdm", "regex"):
         try:
             __import__(name)

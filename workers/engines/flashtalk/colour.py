@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 import torch
 
+from workers.engines.flashtalk import ops
+
 EPSILON = 0.008856
 KAPPA = 903.3
 WHITE = (0.95047, 1.0, 1.08883)
@@ -63,6 +65,12 @@ def match_colour(frames: torch.Tensor, reference: ColourStatistics, strength: fl
     """Frames in [-1, 1], [3, T, H, W] float32, moved onto the reference by `strength` in [0, 1]."""
     if strength <= 0:
         return frames
+    if ops.fused(frames):
+        frames = frames.float().contiguous()
+        mean, deviation = ops.kernels.lab_statistics(frames)
+        deviation = torch.where(deviation < 1e-8, torch.ones_like(deviation), deviation)
+        ratio = (reference.deviation.view(3, 1) / deviation).contiguous()
+        return ops.kernels.match_lab(frames, mean, ratio, reference.mean.contiguous(), strength)
     rgb = (frames.float() + 1) / 2
     lab = to_lab(rgb)
     mean = lab.mean(dim=(2, 3), keepdim=True)

@@ -24,6 +24,9 @@ from workers.engines.flashtalk.linears import Form, Linear
 from workers.engines.flashtalk.rope import rope_tables
 from workers.engines.flashtalk.sources import Source
 
+TILE = 32  # keys that the attention to text and portrait reads at once
+NEVER = -1e30  # score of a row that only fills a tile
+
 
 class Modulation(NamedTuple):
     """Of one noise level, float32: for each block [6, D] as shift, 1 + scale, gate twice; for the head [2, D]."""
@@ -191,9 +194,10 @@ class Dit:
         seen = F.layer_norm(image.to(self.device, self.dtype), (config.image_dim,), weight0, bias0, 1e-5)
         seen = self._image[1](F.gelu(self._image[0](seen)))
         seen = F.layer_norm(seen, (config.dim,), weight4, bias4, 1e-5)
-        bias = torch.zeros(seen.shape[0] + rows.shape[0], device=self.device)
+        bias_text = torch.zeros(rows.shape[0], device=self.device)
         if padding:
-            bias[-1] = math.log(padding)
+            bias_text[-1] = math.log(padding)
+        bias_seen = torch.zeros(seen.shape[0], device=self.device)
         keys, values = [], []
         for n in range(config.num_layers):
             k, v, k_img, v_img = self._context[n] if self._context else self._context_linears(n)
@@ -201,9 +205,10 @@ class Dit:
             k_text = self._rms(k(words), f"blocks.{n}.cross_attn.norm_k.weight") * gain
             k_seen = self._rms(k_img(seen), f"blocks.{n}.cross_attn.norm_k_img.weight") * gain
             shape = (-1, config.num_heads, config.head_dim)
-            keys.append(torch.cat([k_seen, k_text]).to(self.dtype).view(shape))
-            values.append(torch.cat([v_img(seen), v(words)]).view(shape))
-        return FilmContext(keys, values, bias, seen.shape[0])
+            keys.append(torch.cat([_fill_tile(k_seen), _fill_tile(k_text)]).to(self.dtype).view(shape))
+            values.append(torch.cat([_fill_tile(v_img(seen)), _fill_tile(v(words))]).view(shape))
+        bias = torch.cat([_fill_tile(bias_seen, NEVER), _fill_tile(bias_text, NEVER)])
+        return FilmContext(keys, values, bias, bias.shape[0] - _fill_tile(bias_text).shape[0])
 
     def _rms(self, x: torch.Tensor, gain: str) -> torch.Tensor:
         x = x.float()
@@ -241,17 +246,16 @@ class Dit:
                 k, v = kv.permute(2, 0, 3, 1, 4).unbind(0)
                 speech.append(PlainSpeech(k.contiguous(), v.contiguous()))
                 continue
-            k, v = kv.permute(2, 3, 0, 1, 4).flatten(2, 3).unbind(0)  # [heads, frames * tokens, head_dim]
+            k, v = kv.permute(2, 0, 3, 1, 4).contiguous().unbind(0)  # [frames, heads, tokens, head_dim]
             k = k * size**-0.5
             wq = block.speech_q.weight.view(heads, size, -1)
             wo = block.speech_out.weight.t().view(heads, size, -1)
-            speech.append(
-                FoldedSpeech(
-                    _by_frame(torch.bmm(k, wq), frames),
-                    _by_frame(torch.bmm(k.float(), block.speech_q.bias.float().view(heads, size, 1)), frames)[..., 0],
-                    _by_frame(torch.bmm(v, wo), frames),
-                )
-            )
+            scores, results = (k.new_empty(frames, heads, count, self.config.dim) for _ in range(2))
+            for frame in range(frames):
+                torch.bmm(k[frame], wq, out=scores[frame])
+                torch.bmm(v[frame], wo, out=results[frame])
+            bias = (k.float() * block.speech_q.bias.float().view(heads, 1, size)).sum(-1)
+            speech.append(FoldedSpeech(scores.flatten(1, 2), bias.flatten(1), results.flatten(1, 2)))
         return speech
 
     # -- once per step ----------------------------------------------------------------------------------------------
@@ -330,7 +334,7 @@ class Dit:
         return self._tables[grid]
 
 
-def _by_frame(x: torch.Tensor, frames: int) -> torch.Tensor:
-    """[heads, frames * tokens, D] as [frames, heads * tokens, D], heads outermost within a frame."""
-    heads, rows, width = x.shape
-    return x.view(heads, frames, rows // frames, width).transpose(0, 1).reshape(frames, -1, width)
+def _fill_tile(x: torch.Tensor, value: float = 0.0) -> torch.Tensor:
+    """Rows filled up to whole tiles of the attention kernel."""
+    missing = -x.shape[0] % TILE
+    return torch.cat([x, x.new_full((missing, *x.shape[1:]), value)]) if missing else x

@@ -88,7 +88,8 @@ def cross_attend(
     """Attention to the image's and the text's tokens, two softmaxes whose results are added, [N, D].
 
     q [N, D] is not normalised yet: its gain and the softmax scale are already in `keys` [L, heads, head_dim], image
-    tokens first.  bias float32 [L] is added to the scores; it counts how often a token stands for equal ones.
+    tokens first, both counts multiples of 32.  bias float32 [L] is added to the scores; it counts how often a token
+    stands for equal ones.
     """
     if fused(q):
         return kernels.cross_attend(q, keys, values, bias, image_tokens, eps)

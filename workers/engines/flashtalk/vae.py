@@ -29,10 +29,11 @@ STD = (
     *(2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743),
     *(3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160),
 )
+UNSTACKED = ("encoder.conv1.weight", "decoder.conv1.weight")
 HISTORY = 2  # frames that a causal convolution of size three looks back
 
 STACKED = (96, 384)  # channel counts whose convolutions run faster as planes of three stacked frames
-OUTS = 3  # channels of a picture
+ENTRY = 8  # channels that a picture is filled up to, because fewer leave the matrix units idle
 
 Memory = dict[str, torch.Tensor]  # layer name -> last frames of its input
 
@@ -85,8 +86,10 @@ class Vae:
         tensor = tensor.to(self.dtype)
         if name == "decoder.head.2.weight":  # [27 * O, C]: products of a pixel with each tap
             return tensor.permute(2, 3, 4, 0, 1).flatten(0, 3).contiguous()
+        if name == "encoder.conv1.weight":
+            tensor = F.pad(tensor, (0, 0, 0, 0, 0, 0, 0, ENTRY - shape[1]))
         if len(shape) == 5 and shape[2:] == (3, 3, 3):
-            if shape[1] in self._stacked:
+            if shape[1] in self._stacked and name not in UNSTACKED:
                 planes = tensor.permute(0, 2, 1, 3, 4).flatten(1, 2)
                 return planes.contiguous(memory_format=torch.channels_last)
             return tensor.contiguous(memory_format=torch.channels_last_3d)
@@ -154,7 +157,9 @@ class Vae:
     # -- layers -----------------------------------------------------------------------------------------------------
 
     def _enter(self, x: torch.Tensor, name: str, memory: Memory | None) -> Stream:
-        room = self._room(x, name, memory)
+        if x.shape[-1] < ENTRY:
+            x = F.pad(x, (0, ENTRY - x.shape[-1]))
+        room = self._room(x, name, memory, stacked=False)
         room[HISTORY:] = x
         return Stream(self._conv(room, name, memory), self._w[f"{name}.bias"])
 
@@ -199,7 +204,7 @@ class Vae:
         frames, rows, columns, channels = like.shape
         before = memory.get(name) if memory is not None else None
         if stacked is None:
-            stacked = channels in self._stacked and channels > OUTS
+            stacked = channels in self._stacked
         if stacked:
             room = like.new_empty(frames, rows, columns, 3, channels)
             room[0, :, :, :2] = 0 if before is None else before.permute(1, 2, 0, 3)
