@@ -56,6 +56,36 @@ def test_silence_keeps_the_mouth_shut(network: SpeechNetwork) -> None:
         assert pose.open < 0.2
 
 
+@pytest.mark.parametrize("sound", ["hiss", "hum", "tone"])
+def test_a_steady_noise_is_not_taken_for_speech(network: SpeechNetwork, sound: str) -> None:
+    t = np.arange(4 * DRIVING_RATE) / DRIVING_RATE
+    noise = {
+        "hiss": 0.05 * np.random.default_rng(0).normal(size=len(t)),
+        "hum": 0.1 * np.sin(100 * np.pi * t) + 0.05 * np.sin(300 * np.pi * t),
+        "tone": 0.2 * np.sin(880 * np.pi * t),
+    }[sound]
+    late = poses(network, noise.astype(np.float32))[45:95]
+    assert max(pose.talk for pose in late) < 0.15
+
+
+def test_noise_under_a_voice_does_not_still_it(network: SpeechNetwork, speech: Samples) -> None:
+    noise = np.random.default_rng(0).normal(size=len(speech)).astype(np.float32) * speech.std() * 0.1
+    clean = np.array([pose.open * pose.talk for pose in poses(network, speech)])
+    noisy = np.array([pose.open * pose.talk for pose in poses(network, speech + noise)])
+    assert np.corrcoef(clean, noisy)[0, 1] > 0.9
+
+
+@pytest.mark.parametrize("fps", [24, 25, 30, 50])
+def test_a_pose_does_not_depend_on_which_poses_are_asked_with_it(
+    network: SpeechNetwork, speech: Samples, fps: int
+) -> None:
+    sound = Sound(speech)
+    whole = poses(network, speech, fps=fps)
+    fresh = Motion(SpeechCurves(network, sound, measure(sound)["speech_gain"]), 7, (fps, 1), PreviewSettings())
+    for first, count in ((0, 1), (7, 3), (fps, fps), (2 * fps - 1, 1), (4 * fps, 11)):
+        assert list(fresh.poses(first, count)) == whole[first : first + count]
+
+
 @pytest.mark.parametrize("gain", [0.01, 0.3, 1.0])
 def test_the_level_of_a_recording_does_not_matter(network: SpeechNetwork, speech: Samples, gain: float) -> None:
     opened = np.array([pose.open for pose in poses(network, speech)])

@@ -20,7 +20,7 @@ from workers.engines.preview.settings import PreviewSettings
 
 _FINE = 64  # smoothing works in units of 1 / (UNIT * _FINE), so that slow curves do not move in visible steps
 _WHOLE = UNIT * _FINE
-_PAST = 500  # curve values before a frame that its pose may depend on: 400 for the slow level, 80 for the brows
+_PAST = 500  # curve values before a frame that its pose may depend on: 300 for the rest after 160 for its talk
 _REST_LIMIT = 3 * RATE
 
 # Half widths of the smoothing windows, in curve values of 10 ms.
@@ -36,7 +36,8 @@ _SMOOTHING = {
 }
 # A closed p, b or m may last only 60 ms; holding its peak this long makes sure that one frame at 24 fps shows it.
 _HOLD = {Curve.CLOSE: 3, Curve.TUCK: 2}
-_HUSH = 8
+_HUSH = 8  # curve values
+_STEADY = 150
 
 _SWAY = ((0.11, 0.50), (0.23, 0.30), (0.41, 0.15), (0.67, 0.07))  # Hz, amplitude
 _BREATH_HZ = 0.26
@@ -208,13 +209,22 @@ def _smoothed(window: Curves, curve: Curve) -> Curves:
 
 
 def _audible(window: Curves) -> Curves:
-    """0 at 30 dB under the speech level, 1 at 20 dB.
+    """Whether there is a voice that the network may have heard: 0..1 in units of 1 / _WHOLE.
 
-    The network has never heard digital silence and may take it for a whisper.
+    The network has never heard digital silence and may take it for a whisper: 0 at 30 dB under the speech level, 1 at
+    20 dB.  It may take the drone of a machine for a vowel: 0 where the level stayed within 4 dB for a second and a
+    half, 1 where it moved by 8 dB, as it does in speech all the time.
     """
-    level = np.clip((window[:, Curve.LEVEL] + 14 * UNIT) * _FINE * 2 // 5, 0, _WHOLE)
+    level = window[:, Curve.LEVEL] * _FINE
+    loud = np.clip((level + 14 * _WHOLE) * 2 // 5, 0, _WHOLE)
     # Held over the short silence of a p, t or k.
-    return np.lib.stride_tricks.sliding_window_view(np.pad(level, _HUSH, mode="edge"), 2 * _HUSH + 1).max(axis=1)
+    loud = np.lib.stride_tricks.sliding_window_view(np.pad(loud, _HUSH, mode="edge"), 2 * _HUSH + 1).max(axis=1)
+
+    steady = _weigh(level, _hann(8), ahead=7)
+    past = np.lib.stride_tricks.sliding_window_view(np.pad(steady, (_STEADY, 0), mode="edge"), _STEADY + 1)
+    moved = past.max(axis=1) - past.min(axis=1)  # of a natural logarithm of energy: 4 dB are 0.92
+    lively = np.clip((moved - _fine(0.92)) * 100 // 92, 0, _WHOLE)
+    return loud * lively // _WHOLE
 
 
 _SLOW = np.rint(4096 * np.exp(-np.arange(400) / 133.0)).astype(np.int64)
