@@ -69,6 +69,12 @@ def write_sealed(final: Path, data: bytes, token: int, kind: ArtifactKind) -> Ne
     return seal(staged, final, kind)
 
 
+def discard_staged(final: Path, token: int) -> None:
+    """Delete what attempts up to and with `token` left of `final` under their staging names."""
+    for each in range(1, token + 1):
+        staging_name(final, each).unlink(missing_ok=True)
+
+
 class JobFolder:
     """Where a job's artifacts are: <artifacts>/<thousands>/<id>/…"""
 
@@ -81,6 +87,15 @@ class JobFolder:
 
     def segment(self, number: int, token: int, suffix: str) -> Path:
         return self.path / "segments" / f"{number:05d}.t{token}{suffix}"
+
+    def discard(self, number: int | None, token: int) -> None:
+        """Delete the staging files of one attempt: of render segment `number`, or of the job itself for None.
+
+        Another segment of the job may be leased with an equal token at the same time, and its files must stay.
+        """
+        where, stem = (self.path, ".*") if number is None else (self.path / "segments", f".{number:05d}")
+        for path in where.glob(f"{stem}.t{token}.*part*"):
+            path.unlink(missing_ok=True)
 
     def file(self, name: str, token: int) -> Path:
         """`portrait.png` becomes `portrait.t3.png`."""

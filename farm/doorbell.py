@@ -7,10 +7,11 @@ This is the only place on this side that knows Celery; `workers/app.py` is the o
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Iterable
 
 from celery import Celery
-from kombu.exceptions import OperationalError
+from kombu.exceptions import KombuError
 from redis.exceptions import RedisError
 
 from farm.config import Settings
@@ -18,6 +19,7 @@ from farm.config import Settings
 log = logging.getLogger(__name__)
 
 TASK = "farm.doorbell"
+RING_SECONDS = 5.0  # how long one command of a ringing may take
 EXPIRES_SECONDS = 60.0  # a doorbell that nobody heard for so long says nothing new
 
 
@@ -73,6 +75,8 @@ class Doorbell:
 
     def __init__(self, settings: Settings) -> None:
         self.app = make_app(settings)
+        # Whoever rings has better things to do than to wait for a Redis that hangs.
+        self.app.conf.broker_transport_options |= {"socket_timeout": RING_SECONDS, "socket_connect_timeout": 2}
 
     def ring(self, queues: Iterable[str]) -> bool:
         """Ring once for each queue.  False when Redis does not answer: nothing is lost, it is only found later."""
@@ -88,7 +92,33 @@ class Doorbell:
                         expires=EXPIRES_SECONDS,
                         retry=False,
                     )
-        except (OperationalError, RedisError, OSError) as error:
+        except (KombuError, RedisError, OSError) as error:
             log.warning("Redis does not answer (%s); idle workers will find the work by themselves", error)
             return False
         return True
+
+
+class Ringer:
+    """Rings from a thread of its own, so that a Redis that hangs never holds up a render or the reaper."""
+
+    def __init__(self, doorbell: Doorbell) -> None:
+        self._doorbell = doorbell
+        self._owed: set[str] = set()
+        self._lock = threading.Lock()
+        self._wake = threading.Event()
+        threading.Thread(target=self._run, name="ringer", daemon=True).start()
+
+    def ring(self, queues: Iterable[str]) -> None:
+        """Ring soon, once for each queue however often it is asked for meanwhile."""
+        with self._lock:
+            self._owed.update(queues)
+        self._wake.set()
+
+    def _run(self) -> None:
+        while True:
+            self._wake.wait()
+            self._wake.clear()
+            with self._lock:
+                owed, self._owed = sorted(self._owed), set()
+            if owed:
+                self._doorbell.ring(owed)

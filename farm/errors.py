@@ -11,6 +11,7 @@
     ├── Interrupted       a stop that was asked for; costs no attempt
     ├── NotEnoughRoom     a worker's disk or memory is too full to take work
     └── LedgerError
+        ├── LedgerAway    the database does not answer; tried again, held against nobody    exit 1
         ├── NotFound      no such batch, job, segment or worker                          exit 1
         ├── LeaseLost     the lease expired or was taken over; this result is void
         └── IllegalMove   our bug: a state was asked for a move that it does not have    exit 1
@@ -87,6 +88,10 @@ class NotEnoughRoom(FarmError):
 
 class LedgerError(FarmError):
     """The ledger refused."""
+
+
+class LedgerAway(LedgerError):
+    """The database does not answer; what was asked of it may be asked again."""
 
 
 class NotFound(LedgerError):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 
 import psutil
@@ -38,6 +39,7 @@ class Reaper:
         self._holder = holder
         self._ring = ring
         self._kill = kill
+        self._looked_at: tuple[float, float] | None = None  # our clock and the ledger's, when we last looked
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="reaper", daemon=True)
 
@@ -56,11 +58,26 @@ class Reaper:
     def _run(self) -> None:
         while not self._stop.wait(self._settings.lease.sweep_seconds):
             try:
+                if self._was_away():
+                    continue
                 self.kill_overdue_hosts_here()
                 if crew.lead(self._ledger, LOCK, self._holder, ttl_seconds=3 * self._settings.lease.sweep_seconds):
                     self.sweep()
             except Exception as error:
                 log.warning("the reaper will try again: %s", error)
+
+    def _was_away(self) -> bool:
+        """Whether nobody could renew a lease for a while, so that this look must not judge anyone.
+
+        A ledger that did not answer, a machine that slept or a clock that jumped makes every lease look dead at once;
+        whoever lives renews within a beat, before the next look.
+        """
+        ours, theirs = time.monotonic(), self._ledger.now()
+        before, self._looked_at = self._looked_at, (ours, theirs)
+        if before is None:
+            return False
+        longest = self._settings.lease.sweep_seconds + self._settings.lease.ttl_seconds / 2
+        return max(ours - before[0], theirs - before[1]) > longest
 
     def sweep(self) -> None:
         """One round of the leader."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from dataclasses import dataclass
 
 from farm.errors import (
@@ -9,11 +10,14 @@ from farm.errors import (
     FarmError,
     InputError,
     Interrupted,
+    LedgerAway,
     MediaError,
     NotEnoughRoom,
     OutOfMemory,
 )
 from farm.states import Event
+
+_DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +55,16 @@ class Decision:
 
 
 def classify(error: BaseException) -> str:
-    """One word for reports: input, memory, device, engine, media, room, stop or bug."""
+    """One word for reports: input, memory, device, engine, media, room, ledger, stop or bug."""
+    if isinstance(error, OSError) and error.errno in _DISK_FULL:
+        return "room"
     kinds: tuple[tuple[type[BaseException], str], ...] = (
         (InputError, "input"),
         (OutOfMemory, "memory"),
         (DeviceFault, "device"),
         (MediaError, "media"),
         (NotEnoughRoom, "room"),
+        (LedgerAway, "ledger"),
         (Interrupted, "stop"),
     )
     for kind, word in kinds:
@@ -70,10 +77,8 @@ def decide(error: BaseException, *, errors_before: int, was_smaller: bool, polic
     """What to do after `error` ended an attempt of a segment that had failed `errors_before` times already."""
     failure = classify(error)
     reason = str(error) or type(error).__name__
-    if failure == "stop":
-        return Decision(Event.INTERRUPT, reason, failure)
-    if failure == "room":
-        # The segment may go elsewhere at once; this worker does not claim again before it has room.
+    if failure in ("stop", "room", "ledger"):
+        # A segment that found no room may go elsewhere at once; its worker does not claim again before it has room.
         return Decision(Event.INTERRUPT, reason, failure)
     if failure == "input":
         return Decision(Event.FAIL, reason, failure)

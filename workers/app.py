@@ -9,6 +9,8 @@ that renders answers pings at once and stays online in Flower, and a doorbell re
 from __future__ import annotations
 
 import logging
+import os
+import signal
 import sys
 import threading
 from typing import Any
@@ -37,15 +39,27 @@ class RunnerStep(bootsteps.StartStopStep):  # type: ignore[misc]
 
     def __init__(self, parent: WorkController, **_: Any) -> None:
         self.thread: threading.Thread | None = None
+        self.stopping = False
 
     def start(self, parent: WorkController) -> None:
         runner: Runner = parent.app.farm_runner
         parent.app.farm_controller = parent
-        self.thread = threading.Thread(target=runner.run, name="runner", daemon=True)
+        self.thread = threading.Thread(target=self._live, args=(runner,), name="runner", daemon=True)
         self.thread.start()
+
+    def _live(self, runner: Runner) -> None:
+        """A worker whose runner ended would answer pings and do nothing, so its process ends too."""
+        try:
+            runner.run()
+        except Exception:
+            log.exception("%s: the runner died", runner.name)
+        if not self.stopping:
+            log.error("%s: the runner ended by itself; so does this process", runner.name)
+            os.kill(os.getpid(), signal.SIGTERM)
 
     def stop(self, parent: WorkController) -> None:
         runner: Runner = parent.app.farm_runner
+        self.stopping = True
         runner.stop()
         # The attempt ends at its next chunk or its host is killed, so this returns; then the lease is given back.
         runner.finished.wait(runner.settings.host.stop_seconds + 15.0)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from farm import __version__
-from farm.artifacts import JobFolder, seal, sha256_of, staging_name, write_sealed
+from farm.artifacts import JobFolder, discard_staged, seal, sha256_of, staging_name, write_sealed
 from farm.errors import EngineError, InputError, MediaError
 from farm.ledger.values import Artifact, Job, NewArtifact
 from farm.media.assemble import assemble
@@ -30,14 +30,16 @@ class Assembled:
 
 
 class BadSegment(EngineError):
-    """A published segment's file is missing or was changed; it must be rendered again."""
+    """Files of published segments are missing or were changed; they must be rendered again."""
 
-    def __init__(self, number: int, path: str) -> None:
-        self.number = number
-        super().__init__(f"segment {number + 1}'s file {path} is missing or was changed since it was published")
+    def __init__(self, paths: Mapping[int, str]) -> None:
+        self.paths = dict(paths)  # by segment number
+        number, path = next(iter(self.paths.items()))
+        more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
+        super().__init__(f"segment {number + 1}'s file {path}{more} is missing or was changed since it was published")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return BadSegment, (self.number, str(self))
+        return BadSegment, (self.paths,)
 
 
 def assemble_film(
@@ -61,6 +63,7 @@ def assemble_film(
     _check_files(segments)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
+        discard_staged(output, token)
         staged.touch()
     except OSError as error:
         raise InputError(f"the film cannot be written to {output.parent}: {error.strerror}") from None
@@ -101,10 +104,13 @@ def _spots(cuts: Sequence[int], frames: int, at_most: int = 24) -> list[int]:
 
 
 def _check_files(segments: Sequence[Artifact]) -> None:
+    bad: dict[int, str] = {}
     for artifact in segments:
         path = Path(artifact.path)
         if not path.is_file() or path.stat().st_size != artifact.size_bytes or sha256_of(path) != artifact.sha256:
-            raise BadSegment(artifact.segment_number, artifact.path)
+            bad[artifact.segment_number] = artifact.path
+    if bad:
+        raise BadSegment(bad)
 
 
 def _film_facts(film: FilmFacts) -> dict[str, Any]:

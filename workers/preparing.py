@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -124,14 +123,3 @@ def _check_unchanged(path: Path, sha256: str, what: str) -> None:
     except OSError as error:
         raise InputError(f"{what} {path} cannot be read: {error.strerror}") from None
     raise InputError(f"{what} {path} was changed after it was submitted; submit the row again")
-
-
-def discard(folder_path: Path, job_id: int, token: int) -> None:
-    """Delete the staging files of an attempt that ended without a result."""
-    root = JobFolder(folder_path, job_id).path
-    if root.is_dir():
-        for path in root.rglob(f".*.t{token}.part*"):
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)

@@ -15,10 +15,10 @@ from typing import Any
 import psutil
 
 from farm import __version__
-from farm.artifacts import seal, staging_name
+from farm.artifacts import JobFolder, discard_staged, seal
 from farm.config import Settings
-from farm.doorbell import Doorbell
-from farm.errors import ConfigError, FarmError, Interrupted, LeaseLost, NotEnoughRoom
+from farm.doorbell import Doorbell, Ringer
+from farm.errors import ConfigError, FarmError, Interrupted, LeaseLost, LedgerAway
 from farm.ledger import Ledger, crew, moves, read
 from farm.ledger.repair import render_again
 from farm.ledger.values import Lease
@@ -30,12 +30,14 @@ from workers.announce import Announcer, Silence
 from workers.assembling import Assembled, BadSegment, assemble_film
 from workers.heart import Heart, LeaseWatch
 from workers.host.parent import HostSpec, kill_group
-from workers.preparing import Prepared, discard, prepare
+from workers.preparing import Prepared, prepare
 from workers.rendering import RenderedSegment, Renderer
 from workers.room import why_no_room
 from workers.workshop import Stopped, Workshop
 
 log = logging.getLogger(__name__)
+
+FULL_SECONDS = 10.0  # how long a worker that met a full disk takes nothing, if room.min_free_disk_gb did not see it
 
 
 class Runner:
@@ -58,12 +60,13 @@ class Runner:
         self.device = str(spec.device_set)
         self.policy = settings.retry.policy()
         self.announcer: Announcer = announcer or Silence()
-        self._doorbell = doorbell
+        self._ringer = Ringer(doorbell) if doorbell is not None else None
         self._stopping = threading.Event()
         self._rung = threading.Event()
         self._warm_job: int | None = None
         self._load_failures = 0
         self._load_again_at = 0.0
+        self._full = (0.0, "")  # until when an attempt's full disk keeps this worker from the next, and what it said
         self.finished = threading.Event()
         incarnation = secrets.token_hex(8)
         self.heart = Heart(
@@ -93,15 +96,18 @@ class Runner:
     # The story
 
     def run(self) -> None:
-        self._say_hello()
-        self.heart.start()
-        self._reaper.start()
         try:
+            self._say_hello()
+            self.heart.start()
+            self._reaper.start()
             while not self._stopping.is_set():
                 try:
                     if not self._work_once():
                         self._rung.wait(self.settings.lease.poll_seconds)
                         self._rung.clear()
+                except LedgerAway as error:
+                    log.warning("%s: %s", self.name, error)
+                    self._stopping.wait(self.settings.lease.poll_seconds)
                 except Exception:
                     log.exception("%s: the worker goes on after this", self.name)
                     self._stopping.wait(self.settings.lease.poll_seconds)
@@ -148,6 +154,8 @@ class Runner:
             self.heart.say(WorkerState.SICK, sick)
             return False
         room = why_no_room(self.settings.room, self._artifacts_dir())
+        if time.monotonic() < self._full[0]:
+            room = room or self._full[1]
         if room is not None:
             self.heart.say(WorkerState.IDLE, room)
             return False
@@ -173,8 +181,7 @@ class Runner:
         except Stopped as stopped:
             self._give_back(lease, str(stopped))
         except BadSegment as error:
-            self._release(lease, error, began)
-            render_again(self.ledger, lease.job.id, error.number, str(error))
+            self._ask_for_segments_again(lease, error)
         except Exception as error:
             self._release(lease, error, began)
         else:
@@ -184,7 +191,17 @@ class Runner:
             self.announcer.succeeded(lease, result, seconds)
         finally:
             self.heart.let_go()
-            discard(self.settings.artifacts_dir, lease.job.id, lease.token)
+            self._sweep_up(lease)
+
+    def _sweep_up(self, lease: Lease) -> None:
+        """Delete what this attempt, and those before it whose workers died, left under staging names."""
+        folder = JobFolder(self.settings.artifacts_dir, lease.job.id)
+        number = lease.segment.number if lease.segment.kind is SegmentKind.RENDER else None
+        try:
+            for token in range(1, lease.token + 1):
+                folder.discard(number, token)
+        except OSError as error:
+            log.warning("%s: staging files stay: %s", lease.label, error)
 
     def _perform(self, lease: Lease, watch: LeaseWatch) -> dict[str, Any]:
         """Do the work and publish it.  Returns what Flower shows as the result."""
@@ -259,7 +276,7 @@ class Runner:
             moves.renew(self.ledger, lease, ttl_seconds=self.settings.lease.ttl_seconds, frames_now=0)
             film = seal(done.staged, done.output, ArtifactKind.FILM, done.facts)
         except BaseException:
-            _staged_film(lease).unlink(missing_ok=True)
+            discard_staged(Path(job.output), lease.token)
             raise
         moves.publish(self.ledger, lease, artifacts=[film, *done.companions], device_seconds=time.monotonic() - began)
         return {"frames": done.facts["frames"], "seconds": round(time.monotonic() - began, 2), "file": film.path}
@@ -300,6 +317,18 @@ class Runner:
             return
         self._release(lease, Interrupted(sentences.get(word, word)), time.monotonic())
 
+    def _ask_for_segments_again(self, lease: Lease, error: BadSegment) -> None:
+        """Nobody failed: what was published is gone, and the film is assembled once it is there again."""
+        log.warning("%s: %s", lease.label, error)
+        pause = self.policy.base_delay_seconds  # so that nobody takes it before the segments are queued
+        try:
+            moves.release(self.ledger, lease, Decision(Event.INTERRUPT, str(error), "stop", max(pause, 1.0)))
+        except LeaseLost:
+            self._drop(lease, "the lease was lost meanwhile")
+            return
+        for number in error.paths:
+            render_again(self.ledger, lease.job.id, number, str(error))
+
     def _release(self, lease: Lease, error: Exception, began: float) -> None:
         """Tell the ledger how the attempt ended and do to the host what the error asks for."""
         decision = decide(error, errors_before=lease.segment.errors, was_smaller=lease.smaller, policy=self.policy)
@@ -323,8 +352,8 @@ class Runner:
             self._drop(lease, "the lease was lost meanwhile")
             return
         self.announcer.failed(lease, decision.reason, retried=decision.event is not Event.FAIL)
-        if isinstance(error, NotEnoughRoom):
-            self.heart.say(WorkerState.IDLE, str(error))
+        if decision.failure == "room":
+            self._full = (time.monotonic() + FULL_SECONDS, decision.reason)
 
     def _drop(self, lease: Lease, why: str) -> None:
         log.warning("%s: dropped: %s", lease.label, why)
@@ -428,12 +457,8 @@ class Runner:
         self._ring(others)
 
     def _ring(self, queues: list[str]) -> None:
-        if self._doorbell is not None and queues:
-            self._doorbell.ring(queues)
-
-
-def _staged_film(lease: Lease) -> Path:
-    return staging_name(Path(lease.job.output), lease.token)
+        if self._ringer is not None and queues:
+            self._ringer.ring(queues)
 
 
 def make_runner(

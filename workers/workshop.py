@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import os
 import signal
 from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -39,7 +40,7 @@ class Workshop:
         """Start `function` in the child.  Arguments and result must be picklable; nothing of a user's is executed."""
         if self._pool is None:
             context = multiprocessing.get_context("spawn")  # a fork would copy this process's threads' locks
-            self._pool = ProcessPoolExecutor(1, mp_context=context, initializer=_be_a_child)
+            self._pool = ProcessPoolExecutor(1, mp_context=context, initializer=_be_a_child, initargs=(os.getpid(),))
         return self._pool.submit(function, *args, **kwargs)
 
     def wait(self, future: Future[T], *, timeout_seconds: float, why_stop: Callable[[], str | None]) -> T:
@@ -79,11 +80,11 @@ class Workshop:
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _be_a_child() -> None:
-    import os
-
+def _be_a_child(parent: int) -> None:
     with contextlib.suppress(OSError):
         os.setsid()  # its own group, so that ffmpeg goes with it
     die_with_parent()
+    if os.getppid() != parent:
+        os._exit(1)  # the worker died before the kernel was asked to tell
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -451,13 +451,15 @@ def count_segments(ledger: Ledger, job_id: int) -> dict[tuple[SegmentKind, Segme
 
 
 def overdue_workers(ledger: Ledger, machine: str) -> list[Worker]:
-    """Workers of a machine that hold a lease which ran out."""
+    """Workers of a machine that work on a lease which ran out."""
     with ledger.read() as session:
         rows = session.scalars(
             select(WorkerRow)
             .join(SegmentRow, SegmentRow.leased_by == WorkerRow.name)
             .where(
                 WorkerRow.machine == machine,
+                # A claim whose answer was lost leaves a lease that its worker knows nothing of.
+                WorkerRow.segment_id == SegmentRow.id,
                 SegmentRow.state == SegmentState.LEASED,
                 SegmentRow.lease_until < db_now(),
             )

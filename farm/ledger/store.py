@@ -11,17 +11,18 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Double, Engine, create_engine, event, make_url
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import Session
 from sqlalchemy.sql.functions import FunctionElement
 
-from farm.errors import ConfigError, LedgerError
+from farm.errors import ConfigError, LedgerAway
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 BUSY_SECONDS = 30.0  # how long one statement waits for another writer
+READ_SECONDS = 5.0  # how long a query waits for a database that is away
 RETRY_SECONDS = 60.0  # how long a transaction is tried again while the database is away or in conflict
 
 
@@ -61,16 +62,31 @@ class Ledger:
 
     @contextmanager
     def read(self) -> Iterator[Session]:
-        """A session for queries only."""
-        with Session(self.engine, expire_on_commit=False) as session:
-            yield session
+        """A session for queries only.  Raises LedgerAway when the database does not answer or goes away meanwhile."""
+        deadline = time.monotonic() + READ_SECONDS
+        try:
+            with Session(self.engine, expire_on_commit=False) as session:
+                while True:
+                    try:
+                        session.connection()
+                        break
+                    except DBAPIError as error:
+                        session.rollback()
+                        if not _may_pass(error) or time.monotonic() > deadline:
+                            raise
+                        time.sleep(0.2)
+                yield session
+        except DBAPIError as error:
+            if _may_pass(error):
+                raise explain_unreachable(error, self.url) from error
+            raise
 
     def write(self, story: Callable[[Session], T], *, patience_seconds: float = RETRY_SECONDS) -> T:
         """Run `story` in one transaction and commit.
 
         When the database is away, busy or found a deadlock, the whole story is run again until `patience_seconds` have
-        passed, so a story must not have effects outside the session.  A commit whose answer was lost may have
-        happened: every story is guarded by state and token, so that its repetition changes nothing.
+        passed, so a story must not have effects outside the session; then LedgerAway is raised.  A commit whose answer
+        was lost may have happened: every story is guarded by state and token, so that its repetition changes nothing.
         """
         deadline = time.monotonic() + patience_seconds
         pause = 0.05
@@ -78,17 +94,19 @@ class Ledger:
             try:
                 with Session(self._writer, expire_on_commit=False) as session, session.begin():
                     return story(session)
-            except (OperationalError, InterfaceError, DBAPIError) as error:
-                if not _may_pass(error) or time.monotonic() + pause > deadline:
+            except DBAPIError as error:
+                if not _may_pass(error):
                     raise
+                if time.monotonic() + pause > deadline:
+                    raise explain_unreachable(error, self.url) from error
                 log.warning("ledger: %s; trying again", _first_line(error))
                 time.sleep(pause * random.uniform(0.5, 1.5))  # writers in conflict must not march in step
                 pause = min(pause * 2, 2.0)
 
     def now(self) -> float:
         """The ledger's clock."""
-        with self.engine.connect() as connection:
-            return float(connection.scalar(_select_now()) or 0.0)
+        with self.read() as session:
+            return float(session.scalar(_select_now()) or 0.0)
 
     def close(self) -> None:
         self.engine.dispose()
@@ -168,7 +186,7 @@ def _may_pass(error: DBAPIError) -> bool:
     said = str(error.orig).lower()
     return any(
         words in said
-        for words in ("locked", "busy", "connection", "server closed", "timeout expired", "consuming input failed")
+        for words in ("locked", "busy", "is full", "connection", "server closed", "timeout expired", "input failed")
     )
 
 
@@ -176,7 +194,7 @@ def _first_line(error: DBAPIError) -> str:
     return str(error.orig).strip().splitlines()[0] if error.orig else type(error).__name__
 
 
-def explain_unreachable(error: DBAPIError, url: str) -> LedgerError:
+def explain_unreachable(error: DBAPIError, url: str) -> LedgerAway:
     """A sentence for a person whose ledger cannot be opened; never shows the password."""
     shown = make_url(url).render_as_string(hide_password=True)
-    return LedgerError(f"the ledger at {shown} does not answer: {_first_line(error)}")
+    return LedgerAway(f"the ledger at {shown} does not answer: {_first_line(error)}")

@@ -27,6 +27,7 @@ from workers.host.wire import HungUp, Wire
 
 log = logging.getLogger(__name__)
 
+SECRETS = ("FARM_LEDGER_URL", "FARM_REDIS_URL")  # hold passwords; a model's own code has no use for them
 _SOURCES = Path(__file__).resolve().parents[2]
 _LOG_LIMIT_BYTES = 16 << 20
 _KILL_SECONDS = 10.0
@@ -56,6 +57,8 @@ class HostSpec:
 
     def child_environment(self) -> dict[str, str]:
         env = self.devices.environment()
+        for name in SECRETS:
+            env.pop(name, None)
         env.update(self.environment)
         env["PYTHONPATH"] = os.pathsep.join([str(_SOURCES), *filter(None, [env.get("PYTHONPATH")])])
         env["PYTHONUNBUFFERED"] = "1"
@@ -282,8 +285,9 @@ def kill_group(pid: int) -> None:
     stragglers: list[psutil.Process] = []
     with contextlib.suppress(psutil.Error):
         stragglers = psutil.Process(pid).children(recursive=True)
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(pid, signal.SIGKILL)
+    for kill in (os.killpg, os.kill):  # the second for a child that leads no group yet
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            kill(pid, signal.SIGKILL)
     for straggler in stragglers:
         with contextlib.suppress(psutil.Error):
             straggler.kill()
