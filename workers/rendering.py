@@ -26,7 +26,7 @@ from workers.workshop import Stopped
 log = logging.getLogger(__name__)
 
 ENCODER_SECONDS = 120.0  # for the frames that are still in the encoder when the last one was rendered
-SUFFIX = ".ts"
+SUFFIX = ".mp4"
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,10 +7,26 @@ lease is lost and nothing was changed.  Every move writes the history line and r
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, delete, exists, func, insert, literal, or_, select, text, update
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Double,
+    String,
+    and_,
+    bindparam,
+    delete,
+    exists,
+    func,
+    insert,
+    literal,
+    or_,
+    select,
+    text,
+    update,
+)
 from sqlalchemy.orm import Session, aliased
 
 from farm.errors import LeaseLost
@@ -37,7 +53,10 @@ def claim(
     """
 
     def story(session: Session) -> Lease | None:
-        taken = session.scalar(_claim_statement(worker, queue, ttl_seconds, warm_job))
+        wanted: dict[str, object] = {"by_worker": worker, "of_queue": queue, "for_seconds": ttl_seconds}
+        if warm_job is not None:
+            wanted["warm_job"] = warm_job
+        taken = session.scalar(_claim_statement(has_warm_job=warm_job is not None), wanted)
         if taken is None:
             return None
         row = session.get_one(SegmentRow, taken)
@@ -84,8 +103,11 @@ def claim(
     return ledger.write(story)
 
 
-def _claim_statement(worker: str, queue: str, ttl_seconds: float, warm_job: int | None) -> Any:
+@cache  # building it takes longer than running it
+def _claim_statement(*, has_warm_job: bool) -> Any:
+    """Takes the parameters by_worker, of_queue, for_seconds and, if there is one to prefer, warm_job."""
     segment = SegmentRow
+    worker, queue = bindparam("by_worker", type_=String), bindparam("of_queue", type_=String)
     claimable = and_(
         segment.queue == queue,
         text(CLAIMABLE),
@@ -97,10 +119,10 @@ def _claim_statement(worker: str, queue: str, ttl_seconds: float, warm_job: int 
     best = select(*columns, literal(0).label("warm")).where(claimable).order_by(*order).limit(1)
     best_cte = best.with_for_update(skip_locked=True).cte("best")
     candidates = select(best_cte.c.id, best_cte.c.unhaste, best_cte.c.due, best_cte.c.warm)
-    if warm_job is not None:
+    if has_warm_job:
         warm = (
             select(*columns, literal(1).label("warm"))
-            .where(claimable, segment.job_id == warm_job)
+            .where(claimable, segment.job_id == bindparam("warm_job", type_=BigInteger))
             .order_by(segment.number)
             .limit(1)
         )
@@ -117,7 +139,7 @@ def _claim_statement(worker: str, queue: str, ttl_seconds: float, warm_job: int 
             token=segment.token + 1,
             attempt=segment.attempt + 1,
             leased_by=worker,
-            lease_until=db_now() + ttl_seconds,
+            lease_until=db_now() + bindparam("for_seconds", type_=Double),
             frames_now=0,
         )
         .returning(segment.id)
@@ -125,7 +147,7 @@ def _claim_statement(worker: str, queue: str, ttl_seconds: float, warm_job: int 
     )
 
 
-def _may_take(worker: str, queue: str) -> ColumnElement[bool]:
+def _may_take(worker: ColumnElement[str], queue: ColumnElement[str]) -> ColumnElement[bool]:
     """A worker does not get back what it failed while another can take it, nor a job that it failed too often.
 
     A worker that people drain gets nothing, from the moment that the ledger knows of it.

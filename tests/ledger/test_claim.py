@@ -190,7 +190,9 @@ def test_a_claim_reads_an_index_and_not_the_table(ledger: Ledger) -> None:
     with ledger.engine.connect() as connection:
         if not ledger.is_sqlite:
             connection.execute(text("SET enable_seqscan = off"))
-        sql = str(_claim_statement("w", QUEUE, TTL, 3).compile(ledger.engine, compile_kwargs={"literal_binds": True}))
+        wanted = {"by_worker": "w", "of_queue": QUEUE, "for_seconds": TTL, "warm_job": 3}
+        statement = _claim_statement(has_warm_job=True).params(wanted)
+        sql = str(statement.compile(ledger.engine, compile_kwargs={"literal_binds": True}))
         plan = [
             " ".join(map(str, row))
             for row in connection.execute(
