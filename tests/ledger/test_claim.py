@@ -191,14 +191,13 @@ def test_a_claim_reads_an_index_and_not_the_table(ledger: Ledger) -> None:
         if not ledger.is_sqlite:
             connection.execute(text("SET enable_seqscan = off"))
         wanted = {"by_worker": "w", "of_queue": QUEUE, "for_seconds": TTL, "warm_job": 3}
-        statement = _claim_statement(has_warm_job=True).params(wanted)
-        sql = str(statement.compile(ledger.engine, compile_kwargs={"literal_binds": True}))
-        plan = [
-            " ".join(map(str, row))
-            for row in connection.execute(
-                text(f"EXPLAIN {'QUERY PLAN ' if ledger.is_sqlite else ''}{sql.replace(':', chr(92) + ':')}")
-            )
-        ]
+        compiled = _claim_statement(has_warm_job=True).compile(
+            ledger.engine, compile_kwargs={"render_postcompile": True}
+        )
+        named = compiled.construct_params(wanted)
+        given = tuple(named[name] for name in compiled.positiontup) if compiled.positional else named
+        explain = "EXPLAIN QUERY PLAN" if ledger.is_sqlite else "EXPLAIN"
+        plan = [" ".join(map(str, row)) for row in connection.exec_driver_sql(f"{explain} {compiled}", given)]
     assert any("ix_segments_claim" in line for line in plan), "\n".join(plan)
     assert not any(line.endswith("SCAN segments") or "Seq Scan on segments" in line for line in plan)
 
