@@ -175,6 +175,19 @@ def me(caller: Reader, request: Request) -> dict[str, Any]:
     return {"owner": caller.owner, "scope": caller.scope.value, "open": gate.open}
 
 
+@router.get("/v1/whoami", response_model=Me, responses={204: {"description": "Nobody: this browser has no key"}})
+def whoami(request: Request) -> Response:
+    """Who this browser is, without the refusal that a page without a key would write into its console."""
+    gate: Gate = request.app.state.gate
+    try:
+        caller = gate.admit(request, request.cookies.get(COOKIE), by_cookie=True)
+    except HTTPException as refused:
+        if refused.status_code != 401:
+            raise
+        return Response(status_code=204)
+    return JSONResponse({"owner": caller.owner, "scope": caller.scope.value, "open": gate.open})
+
+
 @router.post("/v1/session", response_model=Me, responses=problems(422))
 def begin_session(body: Session, request: Request, response: Response) -> dict[str, Any]:
     """Let a browser in: the key becomes a cookie that its scripts cannot read and other sites cannot use."""

@@ -401,8 +401,12 @@ def last_frame(job_id: str, caller: Reader, here: Here) -> Response:
 
 @router.get("/v1/jobs/{job_id}/portrait", response_class=FileResponse, responses=problems(400, 404) | _JPEG)
 def portrait(job_id: str, caller: Reader, here: Here) -> Response:
-    """The portrait as the engine gets it."""
-    return _picture(here.job(caller, job_id), here, ArtifactKind.PORTRAIT)
+    """The portrait as the engine gets it; as it was given until it was prepared."""
+    job = here.job(caller, job_id)
+    given = views.portrait_type(job.portrait)
+    if given is not None and not read.artifacts(here.ledger, job.id, ArtifactKind.PORTRAIT):
+        return _file(Path(job.portrait), given)
+    return _picture(job, here, ArtifactKind.PORTRAIT)
 
 
 def _picture(job: Job, here: Context, kind: ArtifactKind) -> Response:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from farm.ledger import Ledger, overview, read
 from farm.ledger.progress import JobProgress, job_progress
 from farm.ledger.values import Batch, Job, Worker
 from farm.states import JobState
+
+_SHOWABLE = {".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".png": "image/png", ".webp": "image/webp"}
 
 
 def summaries(ledger: Ledger, job_ids: Sequence[int]) -> list[dict[str, Any]]:
@@ -30,9 +33,9 @@ def summary(progress: JobProgress, cost: overview.Cost | None) -> dict[str, Any]
         "model": job.model,
         "preset": job.preset,
         "state": job.shown_state,
-        "reason": job.reason,
+        "reason": told(job, job.reason),
         "failure": job.failure,
-        "last_error": progress.last_error,
+        "last_error": told(job, progress.last_error),
         "notes": list(job.notes),
         "priority": job.priority,
         "deadline": job.due,
@@ -59,7 +62,22 @@ def summary(progress: JobProgress, cost: overview.Cost | None) -> dict[str, Any]
         "started_at": job.started_at,
         "finished_at": job.finished_at,
         "has_film": job.state is JobState.SUCCEEDED,
+        "has_portrait": job.total_frames is not None or portrait_type(job.portrait) is not None,
     }
+
+
+def told(job: Job, sentence: str | None) -> str | None:
+    """A sentence without the places of files on this machine, which mean nothing to who looks from another."""
+    if sentence is None:
+        return None
+    for what, path in (("portrait", job.portrait), ("audio", job.audio)):
+        sentence = sentence.replace(f"{what} {path}", f"the {what}").replace(path, f"the {what}")
+    return sentence[:1].upper() + sentence[1:]
+
+
+def portrait_type(path: str) -> str | None:
+    """The media type of a portrait as it was given, if a browser can show it."""
+    return _SHOWABLE.get(Path(path).suffix.lower())
 
 
 def share(progress: JobProgress) -> float:
