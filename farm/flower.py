@@ -1,6 +1,6 @@
 """Flower for this farm: read-only and on loopback unless told otherwise.
 
-    python -m farm.flower [FLOWER OPTIONS]
+python -m farm.flower [FLOWER OPTIONS]
 """
 
 from __future__ import annotations

@@ -141,7 +141,7 @@ def plan_children(settings: Settings, *, flower: bool, serve: bool) -> list[Chil
     return children
 
 
-def up(settings: Settings, *, flower: bool = False, serve: bool = False, wait_seconds: float = 20.0) -> Running:
+def up(settings: Settings, *, flower: bool = False, serve: bool = False, wait_seconds: float = 60.0) -> Running:
     """Start the supervisor apart from this terminal, unless it runs.  Raises ConfigError.
 
     Returns when Redis answers.

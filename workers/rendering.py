@@ -10,17 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from farm.artifacts import JobFolder, seal, staging_name
+from farm.artifacts import JobFolder, seal, staging_name, write_sealed
 from farm.errors import DeviceFault, EngineError, FarmError, MediaError
 from farm.ledger import Ledger, read
 from farm.ledger.values import Lease, NewArtifact
 from farm.media.encode import SegmentEncoder
-from farm.media.pictures import thumbnail
 from farm.media.profile import EncoderProfile
 from farm.models import ModelSpec
 from farm.states import ArtifactKind
 from workers.heart import LeaseWatch
 from workers.host.parent import Host, HostSpec, Loaded, Progress, Rendered
+from workers.thumbnails import thumbnail_jpeg
 from workers.workshop import Stopped
 
 log = logging.getLogger(__name__)
@@ -96,7 +96,7 @@ class Renderer:
         assert done.carry is not None
         facts = {"frames": encoded.frames, "extradata_sha1": encoded.extradata_sha1}
         artifacts = [seal(staged, final, ArtifactKind.SEGMENT, facts)]
-        picture = _thumbnail_of(final, folder, lease)
+        picture = _thumbnail_of(done.last_frame, str(description["pixel_format"]), folder, lease)
         if picture is not None:
             artifacts.append(picture)
         return RenderedSegment(
@@ -210,14 +210,12 @@ def mismatch(model: ModelSpec, loaded: Loaded) -> str | None:
     return None
 
 
-def _thumbnail_of(segment_file: Path, folder: JobFolder, lease: Lease) -> NewArtifact | None:
+def _thumbnail_of(frame: bytes, pixel_format: str, folder: JobFolder, lease: Lease) -> NewArtifact | None:
     """The segment's last frame, for people; its failure costs nothing."""
     final = folder.segment(lease.segment.number, lease.token, ".jpg")
-    staged = staging_name(final, lease.token)
     try:
-        thumbnail(segment_file, staged)
-        return seal(staged, final, ArtifactKind.THUMBNAIL)
-    except (FarmError, OSError) as error:
+        jpeg = thumbnail_jpeg(frame, lease.job.width, lease.job.height, pixel_format)
+        return write_sealed(final, jpeg, lease.token, ArtifactKind.THUMBNAIL)
+    except (ValueError, OSError) as error:
         log.warning("%s: no thumbnail: %s", lease.label, error)
-        staged.unlink(missing_ok=True)
         return None

@@ -6,8 +6,9 @@ a module with `make_engine(settings)`.
 
 Parent says                                   Child answers
   load   {settings}                             ready {description, report}     or  error {kind, message}
-  render {film, first_frame, frames} + carry    chunk {frames, seconds} ...     then  done {…} + carry,
-         and the encoder's pipe as a descriptor                                 or  stopped, or  error {kind, message}
+  render {film, first_frame, frames} + carry    chunk {frames, seconds} ...     then  done {…} + carry and last frame,
+         and the encoder's pipe as a descriptor                                 + last frame
+                                                                                or  stopped, or  error {kind, message}
   stop                                          (the render ends at its next chunk boundary)
   ping                                          pong, from a thread that a render does not block
 """
@@ -201,7 +202,9 @@ class Child:
         if done < todo:
             self.wire.send({"say": "stopped", "frames": done, "device_seconds": device_seconds})
             return
-        self.wire.send({"say": "done", "frames": done, "device_seconds": device_seconds}, session.carry())
+        state, picture = session.carry(), frames[-1].tobytes()
+        said = {"say": "done", "frames": done, "device_seconds": device_seconds, "carry_bytes": len(state)}
+        self.wire.send(said, state + picture)
 
     def _tell_error(self, error: BaseException) -> None:
         message = str(error).strip() or type(error).__name__

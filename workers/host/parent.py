@@ -86,6 +86,7 @@ class Rendered:
     frames: int
     device_seconds: float
     carry: bytes | None  # None when the render was stopped before its end
+    last_frame: bytes = b""  # in the engine's pixel format; empty when stopped
 
 
 class Host:
@@ -175,7 +176,11 @@ class Host:
                 self._chunk_seconds = [*self._chunk_seconds[-99:], heard["seconds"]]
                 yield Progress(heard["frames"], heard["seconds"])
             elif word in ("done", "stopped"):
-                yield Rendered(heard["frames"], heard["device_seconds"], blob if word == "done" else None)
+                if word == "stopped":
+                    yield Rendered(heard["frames"], heard["device_seconds"], None)
+                else:
+                    cut = heard["carry_bytes"]
+                    yield Rendered(heard["frames"], heard["device_seconds"], blob[:cut], blob[cut:])
                 return
             elif word == "error":
                 raise self._error_from(heard)
