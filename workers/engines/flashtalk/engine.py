@@ -460,6 +460,8 @@ def _device(settings: EngineSettings) -> torch.device:
         raise ConfigError("the FlashTalk model was told to use cuda, and torch sees no CUDA device")
     if wanted == "cpu" and settings.architecture != "tiny":
         raise ConfigError("the FlashTalk model needs a GPU or an NPU; the CPU only runs architecture tiny, for tests")
+    if wanted == "cuda":
+        return torch.device("cuda", torch.cuda.current_device())
     return torch.device(wanted)
 
 

@@ -258,16 +258,65 @@ def cross_attend(q, keys, values, bias, image_tokens, eps):
 
 
 @triton.jit
-def _softmax_groups(s_ptr, bias_ptr, out_ptr, rows_per_frame, groups, GROUP: tl.constexpr, BLOCK: tl.constexpr):
+def _fold(
+    t_ptr,
+    w_ptr,
+    out_ptr,
+    heads,
+    rows,
+    width,
+    row_stride,
+    column_stride,
+    GROUP: tl.constexpr,
+    HEAD: tl.constexpr,
+    TURNED: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+):
+    head = tl.program_id(0)
+    c = tl.program_id(1) * BN + tl.arange(0, BN)
+    i = tl.arange(0, HEAD)
+    w_place = (head * HEAD + i)[:, None] * row_stride + c[None, :] * column_stride
+    w = tl.load(w_ptr + w_place, (c < width)[None, :], 0.0)
+    for start in range(0, rows, BM):
+        r = start + tl.arange(0, BM)
+        inside = (r < rows)[:, None]
+        place = ((r // GROUP) * heads + head) * GROUP + r % GROUP
+        t = tl.load(t_ptr + place[:, None] * HEAD + i[None, :], inside, 0.0)
+        o = tl.dot(t, w).to(out_ptr.dtype.element_ty)
+        if TURNED:
+            out = ((r // GROUP).to(tl.int64)[None, :] * width + c[:, None]) * (heads * GROUP)
+            out += (head * GROUP + r % GROUP)[None, :]
+            tl.store(out_ptr + out, tl.trans(o), (r < rows)[None, :] & (c < width)[:, None])
+        else:
+            out = place.to(tl.int64)[:, None] * width + c[None, :]
+            tl.store(out_ptr + out, o, inside & (c < width)[None, :])
+
+
+def fold(tokens, weight, transposed, turned=False):
+    """See ops.fold."""
+    frames, heads, group, head = tokens.shape
+    width = weight.shape[0] if transposed else weight.shape[1]
+    strides = (weight.stride(1), weight.stride(0)) if transposed else (weight.stride(0), weight.stride(1))
+    shape = (frames, width, heads * group) if turned else (frames, heads * group, width)
+    out = torch.empty(shape, dtype=tokens.dtype, device=tokens.device)
+    grid = (heads, triton.cdiv(width, 128))
+    _fold[grid](tokens, weight, out, heads, frames * group, width, *strides, group, head, turned, 64, 128, num_warps=4)
+    return out
+
+
+@triton.jit
+def _softmax_groups(s_ptr, bias_ptr, out_ptr, rows_per_frame, groups, factor, GROUP: tl.constexpr, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     frame = row // rows_per_frame
     width = groups * GROUP
     g = tl.arange(0, BLOCK)
     c = g[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
     mask = (g < groups)[:, None]
-    s = tl.load(s_ptr + row * width + c, mask, 0.0) + tl.load(bias_ptr + frame * width + c, mask, 0.0)
+    s = tl.load(s_ptr + row * width + c, mask, 0.0).to(tl.float32)
+    s += tl.load(bias_ptr + frame * width + c, mask, 0.0)
     p = tl.exp(s - tl.max(s, axis=1)[:, None])
-    p = p / tl.sum(p, axis=1)[:, None]
+    p = p * (factor / tl.sum(p, axis=1))[:, None]
     tl.store(out_ptr + row * width + c, p.to(out_ptr.dtype.element_ty), mask)
 
 
@@ -276,7 +325,8 @@ def softmax_groups(scores, bias, group, dtype):
     f, s, width = scores.shape
     out = torch.empty(scores.shape, dtype=dtype, device=scores.device)
     groups = width // group
-    _softmax_groups[(f * s,)](scores, bias, out, s, groups, group, triton.next_power_of_2(groups), num_warps=4)
+    factor = LARGEST["fp8"] if dtype == FP8 else 1.0
+    _softmax_groups[(f * s,)](scores, bias, out, s, groups, factor, group, triton.next_power_of_2(groups), num_warps=4)
     return out
 
 

@@ -38,6 +38,21 @@ def round_rows(x: torch.Tensor, form: Form) -> Quantised:
     return Quantised(values, scale)
 
 
+def product_fp8(
+    x: Quantised, weight: Quantised, bias: torch.Tensor | None, out: torch.Tensor | None = None
+) -> torch.Tensor:
+    """x [N, K] times weight [O, K] transposed, plus bias, into `out` if given; the weight's factors are [1, O]."""
+    dtype = bias.dtype if bias is not None else torch.bfloat16 if out is None else out.dtype
+    if x.values.is_cuda:
+        given = {"scale_a": x.scale, "scale_b": weight.scale, "bias": bias, "out_dtype": dtype, "use_fast_accum": True}
+        if out is not None:
+            return torch._scaled_mm(x.values, weight.values.t(), **given, out=out)
+        return torch._scaled_mm(x.values, weight.values.t(), **given)
+    product = (x.values.float() @ weight.values.float().t()) * x.scale * weight.scale
+    product = (product if bias is None else product + bias.float()).to(dtype)
+    return product if out is None else out.copy_(product)
+
+
 class Linear:
     """y = x W^T + b for rows [N, K]; the form says what kind of activation it takes."""
 
@@ -57,23 +72,12 @@ class Linear:
             return F.linear(x, self.weight, self.bias)
         assert isinstance(x, Quantised)
         if self.form == "fp8":
-            if x.values.is_cuda:
-                return torch._scaled_mm(
-                    x.values,
-                    self.weight.t(),
-                    scale_a=x.scale,
-                    scale_b=self.scale,
-                    bias=self.bias,
-                    out_dtype=self.bias.dtype,
-                    use_fast_accum=True,
-                )
-            product = x.values.float() @ self.weight.float().t()
-        else:
-            product = torch._int_mm(x.values, self.weight.t())
-            if product.is_cuda:
-                from workers.engines.flashtalk.kernels import scale_product
+            return product_fp8(x, Quantised(self.weight, self.scale), self.bias)
+        product = torch._int_mm(x.values, self.weight.t())
+        if product.is_cuda:
+            from workers.engines.flashtalk.kernels import scale_product
 
-                return scale_product(product, x.scale, self.scale, self.bias)
+            return scale_product(product, x.scale, self.scale, self.bias)
         return (product.float() * x.scale * self.scale + self.bias.float()).to(self.bias.dtype)
 
     def gelu(self, x: torch.Tensor) -> torch.Tensor:

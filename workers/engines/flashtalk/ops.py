@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from workers.engines.flashtalk.linears import Activation, Form, Quantised, round_rows
+from workers.engines.flashtalk.linears import FP8, LARGEST, Activation, Form, Quantised, round_rows
 
 try:
     from workers.engines.flashtalk import kernels
@@ -105,13 +105,26 @@ def cross_attend(
     return out.transpose(1, 2).reshape(n, d)
 
 
+def fold(tokens: torch.Tensor, weight: torch.Tensor, transposed: bool, turned: bool = False) -> torch.Tensor:
+    """Each head's tokens [F, H, T, size] times its rows of a weight [H * size, D], [F, H * T, D].
+
+    `transposed` takes the head's columns of a weight [D, H * size] instead; `turned` gives [F, D, H * T].
+    """
+    if fused(tokens):
+        return kernels.fold(tokens.contiguous(), weight, transposed, turned)
+    rows = weight.t() if transposed else weight
+    folded = torch.matmul(tokens, rows.reshape(tokens.shape[1], tokens.shape[3], -1)).flatten(1, 2)
+    return folded.transpose(1, 2).contiguous() if turned else folded
+
+
 def softmax_groups(scores: torch.Tensor, bias: torch.Tensor, group: int, dtype: torch.dtype) -> torch.Tensor:
-    """Softmax of float32 scores [F, S, G * group] + bias [F, G * group] within each group."""
+    """Softmax of scores [F, S, G * group] + bias [F, G * group] within each group; in fp8 it is times 448."""
     if fused(scores):
         return kernels.softmax_groups(scores, bias, group, dtype)
     f, s, width = scores.shape
     grouped = (scores + bias[:, None]).view(f, s, width // group, group)
-    return grouped.softmax(dim=-1).view(f, s, width).to(dtype)
+    shares = grouped.float().softmax(dim=-1).view(f, s, width)
+    return (shares * LARGEST["fp8"] if dtype == FP8 else shares).to(dtype)
 
 
 def residual_rms_silu(
@@ -189,6 +202,7 @@ __all__ = [
     "Quantised",
     "add_up",
     "cross_attend",
+    "fold",
     "fused",
     "gelu_rows",
     "quantise",
