@@ -1,0 +1,133 @@
+"""`farm jobs`, `workers`, `models`, `db`, `status`, `logs`: steering without a worker."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+
+Farm = Callable[..., Result]
+
+
+def state(farm: Farm, job: int) -> str:
+    return str(json.loads(farm("jobs", "show", str(job), "--json").stdout)["state"])
+
+
+def test_jobs_are_paused_resumed_cancelled_and_retried(farm: Farm, batch: Path) -> None:
+    farm("submit", str(batch))
+    assert farm("jobs", "pause", "1").exit_code == 0
+    assert state(farm, 1) == "paused"
+    farm("jobs", "resume", "1")
+    assert state(farm, 1) == "queued"
+    farm("jobs", "cancel", "1-2")
+    assert [state(farm, job) for job in (1, 2)] == ["cancelled", "cancelled"]
+    farm("jobs", "retry", "2")
+    assert state(farm, 2) == "queued"
+
+
+def test_a_whole_batch_is_steered_at_once(farm: Farm, batch: Path) -> None:
+    farm("submit", str(batch))
+    farm("jobs", "pause", "--batch", "1")
+    assert [state(farm, job) for job in (1, 2)] == ["paused", "paused"]
+
+
+def test_what_could_not_be_moved_is_said(farm: Farm, batch: Path) -> None:
+    farm("submit", str(batch))
+    farm("jobs", "cancel", "1")
+    done = farm("jobs", "cancel", "1", "2")
+    assert "cancelled: 2" in done.stdout
+    assert "had ended already: 1" in done.stderr
+
+
+def test_priority_and_deadline_reach_the_ledger(farm: Farm, batch: Path) -> None:
+    farm("submit", str(batch))
+    farm("jobs", "priority", "50", "2")
+    farm("jobs", "deadline", "2027-01-01T06:00", "2")
+    job = json.loads(farm("jobs", "show", "2", "--json").stdout)
+    assert job["priority"] == 50
+    assert job["due"] > 1.7e9
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "sentence"),
+    [
+        (("jobs", "show", "99"), 1, "there is no job 99"),
+        (("jobs", "cancel", "99"), 1, "there is no job 99"),
+        (("jobs", "cancel", "one"), 2, "'one' is no job id"),
+        (("jobs", "cancel"), 2, "say which jobs"),
+        (("jobs", "deadline", "soon", "1"), 2, "'soon' is no date"),
+        (("watch", "7"), 1, "there is no batch 7"),
+        (("logs", "7"), 1, "there is no job 7"),
+        (("workers", "drain", "gpu9"), 1, "there is no worker 'gpu9'"),
+        (("models", "show", "dall-e"), 1, "there is no model 'dall-e'"),
+        (("worker", "gpu9"), 1, "names no worker 'gpu9'"),
+    ],
+)
+def test_what_is_not_there_is_said_in_one_sentence(
+    farm: Farm, batch: Path, words: tuple[str, ...], code: int, sentence: str
+) -> None:
+    farm("submit", str(batch))
+    done = farm(*words)
+    assert done.exit_code == code
+    assert sentence in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_work_that_nobody_can_take_is_said_aloud(farm: Farm, batch: Path) -> None:
+    farm("submit", str(batch))
+    assert "no worker serves queue cpu" in farm("status").stdout
+    stuck = json.loads(farm("status", "--json").stdout)["stuck"]
+    assert stuck[0]["segments"] == 2
+
+
+def test_the_history_is_told_in_order(farm: Farm, batch: Path) -> None:
+    farm("submit", str(batch))
+    farm("jobs", "cancel", "1")
+    lines = farm("logs", "1").stdout.splitlines()
+    assert "submit" in lines[0]
+    assert "job_cancelled" in lines[-1]
+
+
+def test_tables_are_plain_when_piped(farm: Farm, batch: Path) -> None:
+    farm("submit", str(batch))
+    out = farm("jobs", "list").stdout
+    assert out.splitlines()[0].split("\t")[:3] == ["id", "batch", "name"]
+    assert "\x1b" not in out
+
+
+def test_the_ledger_is_checked_and_told(farm: Farm, batch: Path) -> None:
+    assert farm("db", "check").exit_code == 1  # there is none yet
+    farm("db", "upgrade")
+    assert farm("db", "check").exit_code == 0
+    assert "newest" in farm("db", "current").stdout
+
+
+def test_a_wrong_setting_names_the_variable(farm: Farm, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FARM_LEASE__TTL_SECONDS", "soon")
+    done = farm("jobs", "list")
+    assert done.exit_code == 2
+    assert "variable FARM_LEASE__TTL_SECONDS" in done.stderr
+
+
+def test_a_ledger_that_cannot_be_opened_is_told_without_its_password(
+    farm: Farm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FARM_LEDGER_URL", "postgresql://farm:hunter2@127.0.0.1:1/farm")
+    done = farm("jobs", "list")
+    assert done.exit_code == 1
+    assert "does not answer" in done.stderr
+    assert "hunter2" not in done.output
+
+
+def test_models_are_listed_with_their_presets(farm: Farm) -> None:
+    models = {m["id"]: m for m in map(json.loads, farm("models", "list", "--json").stdout.splitlines())}
+    assert "natural" in models["preview"]["presets"]
+    assert "blink_rate" in farm("models", "show", "preview").stdout
+
+
+def test_gc_says_what_it_would_delete_and_deletes_nothing_in_a_dry_run(farm: Farm, batch: Path, home: Path) -> None:
+    farm("submit", str(batch))
+    assert "would delete 0 files" in farm("gc", "--dry-run").stdout

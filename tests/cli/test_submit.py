@@ -1,0 +1,95 @@
+"""`farm submit`: what it prints, where, and how it ends."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+
+Farm = Callable[..., Result]
+
+
+def test_a_batch_becomes_jobs_and_the_same_rows_again_are_the_same_jobs(farm: Farm, batch: Path) -> None:
+    first = farm("submit", str(batch))
+    assert first.exit_code == 0
+    assert "batch 1: jobs 1-2 submitted" in first.stdout
+    again = farm("submit", str(batch))
+    assert again.exit_code == 0
+    assert "2 rows are jobs already" in again.stdout
+    assert "submitted" not in again.stdout
+
+
+def test_without_redis_the_jobs_are_written_and_it_is_said(farm: Farm, batch: Path) -> None:
+    done = farm("submit", str(batch))
+    assert done.exit_code == 0
+    assert "`farm up` starts the workers" in done.stderr
+    assert len(farm("jobs", "list", "--json").stdout.splitlines()) == 2
+
+
+def test_json_tells_programs_the_ids(farm: Farm, batch: Path) -> None:
+    told = json.loads(farm("submit", str(batch), "--json").stdout)
+    assert told["new"] == [1, 2]
+    assert json.loads(farm("submit", str(batch), "--json").stdout)["known"] == [1, 2]
+
+
+def test_again_makes_new_jobs(farm: Farm, batch: Path) -> None:
+    farm("submit", str(batch))
+    for job in ("1", "2"):
+        farm("jobs", "cancel", job)
+    assert "jobs 3-4 submitted" in farm("submit", str(batch), "--again").stdout
+
+
+def test_every_bad_row_is_told_with_its_line_and_nothing_is_written(farm: Farm, media: Path) -> None:
+    path = media / "bad.csv"
+    path.write_text(
+        "portrait,audio,size\nanna.png,one.wav,512x512\nnobody.png,one.wav,\nanna.png,one.wav,511x512\n",
+        encoding="utf-8",
+    )
+    done = farm("submit", str(path))
+    assert done.exit_code == 2
+    assert "2 rows cannot be rendered; nothing was submitted." in done.stderr
+    assert f"{path}:3: " in done.stderr and "nobody.png" in done.stderr
+    assert f"{path}:4: model preview cannot render 511x512" in done.stderr
+    assert farm("jobs", "list", "--json").stdout == ""
+
+
+def test_skip_bad_takes_the_good_rows(farm: Farm, media: Path) -> None:
+    path = media / "bad.csv"
+    path.write_text("portrait,audio\nanna.png,one.wav\nnobody.png,one.wav\n", encoding="utf-8")
+    done = farm("submit", str(path), "--skip-bad")
+    assert done.exit_code == 0
+    assert "job 1 submitted" in done.stdout
+    assert f"{path}:3: skipped:" in done.stderr
+
+
+def test_a_dry_run_writes_nothing(farm: Farm, batch: Path) -> None:
+    assert "2 would be new" in farm("submit", str(batch), "--dry-run").stdout
+    assert farm("jobs", "list", "--json").stdout == ""
+
+
+def test_set_fills_cells_that_rows_lack(farm: Farm, batch: Path) -> None:
+    farm("submit", str(batch), "--set", "preset=calm", "--set", "mouth=1.2")
+    job = json.loads(farm("jobs", "show", "1", "--json").stdout)
+    assert job["preset"] == "calm"
+    assert job["settings"]["mouth"] == 1.2
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("submit", "nothing.csv"), "nothing.csv does not exist"),
+        (("submit", "."), "is a folder"),
+        (("submit", "x.csv", "--set", "preset"), "write COLUMN=VALUE"),
+    ],
+)
+def test_a_mistake_gets_one_sentence_and_exit_code_2(
+    farm: Farm, tmp_path: Path, words: tuple[str, ...], sentence: str
+) -> None:
+    (tmp_path / "x.csv").write_text("portrait,audio\na,b\n", encoding="utf-8")
+    done = farm(*words)
+    assert done.exit_code == 2
+    assert sentence in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
