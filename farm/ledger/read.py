@@ -463,6 +463,5 @@ def overdue_workers(ledger: Ledger, machine: str) -> list[Worker]:
                 SegmentRow.state == SegmentState.LEASED,
                 SegmentRow.lease_until < db_now(),
             )
-            .distinct()
         ).all()
         return [worker_value(row) for row in rows]
