@@ -124,7 +124,14 @@ class FlashTalkEngine:
                 keep_context_weights=not lean,
             )
             rounding = settings.latent_constants == "upstream"
-            self.vae = Vae(vae_config, vae_weights, self.device, self.dtype, upstream_rounding=rounding)
+            self.vae = Vae(
+                vae_config,
+                vae_weights,
+                self.device,
+                self.dtype,
+                upstream_rounding=rounding,
+                stacked=() if lean else None,
+            )
             self.vae_part = 1 if lean else 0
             self.speech = self._load_speech(tiny)
             if self.device.type == "cuda":
@@ -369,6 +376,23 @@ class FlashTalkEngine:
         attention_name: str,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """uint8 frames [28, H, W, 3], whether all pixels are numbers, and the next motion latents."""
+        latents = self._denoise(film, chunk, taps, motion, noise, attention_name)
+        frames = self.vae.decode(latents, self.vae_part, MOTION_FRAMES)
+        frames = colour.match_colour(frames, film.reference, film.job.colour_match)
+        finite = torch.isfinite(frames).all()
+        following = self.vae.encode(frames[:, -MOTION_FRAMES:], self.vae_part)
+        return colour.to_uint8(frames), finite, following
+
+    def _denoise(
+        self,
+        film: Film,
+        chunk: int,
+        taps: torch.Tensor,
+        motion: torch.Tensor,
+        noise: Noise,
+        attention_name: str,
+    ) -> torch.Tensor:
+        """The chunk's latents; what the blocks heard is freed before the decoder needs room."""
         attend = attention(attention_name)
         heard = self.dit.hear(taps)
         levels = sigmas(film.job.steps)
@@ -380,12 +404,7 @@ class FlashTalkEngine:
                 latents, film.condition, modulation, film.context, heard, film.geometry, attend, known
             )
 
-        latents = sample(velocity, levels, motion, noise, chunk, film.geometry.latent_shape)
-        frames = self.vae.decode(latents, self.vae_part, MOTION_FRAMES)
-        frames = colour.match_colour(frames, film.reference, film.job.colour_match)
-        finite = torch.isfinite(frames).all()
-        following = self.vae.encode(frames[:, -MOTION_FRAMES:], self.vae_part)
-        return colour.to_uint8(frames), finite, following
+        return sample(velocity, levels, motion, noise, chunk, film.geometry.latent_shape)
 
     def _require_loaded(self) -> None:
         if not self._loaded:

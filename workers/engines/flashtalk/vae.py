@@ -30,6 +30,7 @@ STD = (
     *(3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160),
 )
 UNSTACKED = ("encoder.conv1.weight", "decoder.conv1.weight")
+LEAN_FRAMES = 2  # full-size frames that a decode in parts works on at once
 HISTORY = 2  # frames that a causal convolution of size three looks back
 
 STACKED = (96, 384)  # channel counts whose convolutions run faster as planes of three stacked frames
@@ -134,13 +135,27 @@ class Vae:
 
     def _decode_part(self, z: torch.Tensor, memory: Memory | None, dropped: int) -> torch.Tensor:
         stream = self._middle(self._enter(z, "decoder.conv1", memory), "decoder", memory)
-        for kind, index, _, _ in decoder_layers(self.config):
-            name = f"decoder.upsamples.{index}"
-            if kind == "res":
-                stream = self._residual(stream, name, memory)
-            else:
-                stream = self._grow(stream.add_up(), name, kind == "up3d", memory)
+        layers = decoder_layers(self.config)
+        last = max(n for n, layer in enumerate(layers) if layer[0] == "up3d")
+        for layer in layers[: last + 1]:
+            stream = self._decoder_layer(stream, layer, memory)
+        if memory is None:
+            return self._finish(stream, layers[last + 1 :], None, dropped)
+        # Frames are single from here on, so a lean decode takes fewer at once where they are largest.
+        pieces = stream.add_up().split(LEAN_FRAMES)
+        return torch.cat([self._finish(Stream(x), layers[last + 1 :], memory, 0) for x in pieces], dim=1)
+
+    def _finish(self, stream: Stream, layers: list[Layer], memory: Memory | None, dropped: int) -> torch.Tensor:
+        for layer in layers:
+            stream = self._decoder_layer(stream, layer, memory)
         return self._paint(stream, memory, dropped).clamp_(-1, 1)
+
+    def _decoder_layer(self, stream: Stream, layer: Layer, memory: Memory | None) -> Stream:
+        kind, index, _, _ = layer
+        name = f"decoder.upsamples.{index}"
+        if kind == "res":
+            return self._residual(stream, name, memory)
+        return self._grow(stream.add_up(), name, kind == "up3d", memory)
 
     def _encoder_layer(self, stream: Stream, layer: Layer, memory: Memory | None) -> Stream:
         kind, index, _, _ = layer
