@@ -1,0 +1,149 @@
+"""Migrations make exactly the tables that the code describes, and can be undone with every state in them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+
+import pytest
+from sqlalchemy import inspect, text
+from sqlalchemy.exc import IntegrityError
+
+from farm.errors import LedgerError
+from farm.ledger import Ledger, control, read
+from farm.ledger.migrate import current_revision, differences, downgrade, ensure_current, newest_revision, upgrade
+from farm.ledger.tables import JobRow, SegmentRow, Table
+from farm.states import Continuity, JobState, SegmentState
+
+from .conftest import open_quick
+from .scenes import change, claim, fail, finished, hello, planned, request, segment, submit
+
+
+@pytest.fixture
+def new(new_url: str) -> Iterator[Ledger]:
+    with closing(open_quick(new_url)) as ledger:
+        yield ledger
+
+
+def job_in_every_state(ledger: Ledger) -> set[JobState]:
+    hello(ledger)
+    failed = planned(ledger, 2, Continuity.PARALLEL)
+    fail(ledger, claim(ledger), for_good=True)
+    cancelled = planned(ledger)
+    control.cancel(ledger, cancelled)
+    ids = [failed, cancelled, finished(ledger)]
+    assembling = planned(ledger, 1)
+    from .scenes import publish
+
+    publish(ledger, claim(ledger))
+    rendering = planned(ledger, 3)
+    claim(ledger)
+    preparing, queued = submit(ledger, request(), request())
+    control.set_priority(ledger, preparing, 9)
+    claim(ledger, "c2", "cpu")
+    return {read.job(ledger, job_id).state for job_id in (*ids, assembling, rendering, preparing, queued)}
+
+
+def test_migrating_gives_exactly_the_tables_of_the_code(new: Ledger) -> None:
+    assert current_revision(new) is None
+    upgrade(new)
+    assert current_revision(new) == newest_revision()
+    assert differences(new) == []
+
+
+def test_the_whole_way_down_and_up_again_with_jobs_and_segments_in_every_state(new: Ledger) -> None:
+    upgrade(new)
+    assert job_in_every_state(new) == set(JobState)
+    with new.read() as session:
+        assert set(session.scalars(text("SELECT DISTINCT state FROM segments"))) == set(SegmentState)
+    downgrade(new, "base")
+    assert not set(inspect(new.engine).get_table_names()) & set(Table.metadata.tables)
+    upgrade(new)
+    assert differences(new) == []
+    assert read.jobs(new) == []
+
+
+def test_every_step_down_can_be_gone_up_again_with_rows_in_the_tables(new: Ledger) -> None:
+    from alembic.script import ScriptDirectory
+
+    from farm.paths import shipped
+
+    upgrade(new)
+    job_in_every_state(new)
+    jobs = read.jobs(new, limit=None)
+    steps = [s.revision for s in ScriptDirectory(str(shipped("migrations"))).walk_revisions()]
+    for revision in steps[1:]:
+        downgrade(new, revision)
+        assert current_revision(new) == revision
+    upgrade(new)
+    assert differences(new) == []
+    assert [job.id for job in read.jobs(new, limit=None)] == [job.id for job in jobs]
+
+
+def test_a_new_ledger_is_made_and_a_current_one_left_alone(new: Ledger) -> None:
+    ensure_current(new)
+    submit(new)
+    ensure_current(new)
+    assert len(read.jobs(new)) == 1
+
+
+def test_many_processes_that_start_at_once_on_a_new_ledger_all_find_it_made(new_url: str) -> None:
+    together = threading.Barrier(4)
+
+    def start(_: int) -> str | None:
+        with closing(open_quick(new_url)) as ledger:
+            together.wait()
+            ensure_current(ledger)
+            return current_revision(ledger)
+
+    with ThreadPoolExecutor(4) as pool:
+        assert set(pool.map(start, range(4))) == {newest_revision()}
+
+
+def test_an_older_shared_ledger_is_refused_with_the_command_and_a_private_one_brought_up_to_date(new: Ledger) -> None:
+    upgrade(new)
+    with new.engine.connect().execution_options(farm_write=True) as connection, connection.begin():
+        connection.execute(text("UPDATE alembic_version SET version_num = '0000'"))
+    if new.is_sqlite:
+        with pytest.raises(Exception, match="0000"):
+            ensure_current(new)
+    else:
+        wanted = f"the ledger is at revision 0000, this farm needs {newest_revision()}; .* run `farm db upgrade`"
+        with pytest.raises(LedgerError, match=wanted):
+            ensure_current(new)
+
+
+def test_tables_of_somebody_else_are_not_touched(new: Ledger) -> None:
+    with new.engine.connect().execution_options(farm_write=True) as connection, connection.begin():
+        connection.execute(text("CREATE TABLE jobs (id INTEGER)"))
+    with pytest.raises(LedgerError, match="tables named like the farm's that the farm did not make; use another"):
+        ensure_current(new)
+
+
+# What the database itself refuses
+
+
+@pytest.mark.parametrize(
+    "break_it",
+    [
+        lambda ledger, job: change(ledger, SegmentRow, segment(ledger, job).id, state="leased"),
+        lambda ledger, job: change(ledger, SegmentRow, segment(ledger, job).id, lease_until=1.0),
+        lambda ledger, job: change(ledger, SegmentRow, segment(ledger, job).id, leased_by="w"),
+        lambda ledger, job: change(ledger, SegmentRow, segment(ledger, job).id, job_id=99_999),
+        lambda ledger, job: change(ledger, SegmentRow, segment(ledger, job).id, number=1),
+        lambda ledger, job: change(ledger, JobRow, job, finished_at=1.0),
+        lambda ledger, job: change(ledger, JobRow, job, state=JobState.FAILED),
+        lambda ledger, job: ledger.write(
+            lambda session: session.execute(text(f"UPDATE segments SET state = 'rendring' WHERE job_id = {job}"))
+        ),
+    ],
+    ids=["leased-without-lease", "lease-time", "leased-by", "no-such-job", "number-twice", "ended", "failed", "typo"],
+)
+def test_the_database_refuses_rows_that_contradict_themselves(
+    ledger: Ledger, break_it: Callable[[Ledger, int], None]
+) -> None:
+    job_id = planned(ledger)
+    with pytest.raises(IntegrityError):
+        break_it(ledger, job_id)
