@@ -72,7 +72,7 @@ class RedisServer:
     def client(self) -> Any:
         import redis
 
-        return redis.Redis.from_url(self.url, socket_timeout=5)
+        return redis.Redis.from_url(self.url, socket_timeout=1)
 
     def answers(self) -> bool:
         import redis
