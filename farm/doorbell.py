@@ -12,6 +12,7 @@ from collections.abc import Iterable
 
 from celery import Celery
 from kombu.exceptions import KombuError
+from redis import Redis
 from redis.exceptions import RedisError
 
 from farm.config import Settings
@@ -75,12 +76,14 @@ class Doorbell:
 
     def __init__(self, settings: Settings) -> None:
         self.app = make_app(settings)
+        self._redis_url = settings.redis
         # Whoever rings has better things to do than to wait for a Redis that hangs.
         self.app.conf.broker_transport_options |= {"socket_timeout": RING_SECONDS, "socket_connect_timeout": 2}
 
     def ring(self, queues: Iterable[str]) -> bool:
         """Ring once for each queue.  False when Redis does not answer: nothing is lost, it is only found later."""
         try:
+            self._ping()
             with self.app.connection_for_write() as connection:
                 connection.ensure_connection(max_retries=1, timeout=2)
                 for queue in queues:
@@ -122,3 +125,8 @@ class Ringer:
                 owed, self._owed = sorted(self._owed), set()
             if owed:
                 self._doorbell.ring(owed)
+
+    def _ping(self) -> None:
+        """Fail at once where nobody listens; Celery would try again for seconds."""
+        with Redis.from_url(self._redis_url, socket_connect_timeout=2, socket_timeout=2) as client:
+            client.ping()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import wave
 from collections.abc import Callable
 from pathlib import Path
@@ -12,12 +13,28 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from farm.cli import cli
+from farm.ledger import open_ledger
+from farm.ledger.migrate import upgrade
+
+
+@pytest.fixture(scope="session")
+def empty_ledger(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A migrated ledger without rows, copied for each test because migrating takes longer than most of them."""
+    path = tmp_path_factory.mktemp("ledger") / "ledger.db"
+    ledger = open_ledger(str(path))
+    upgrade(ledger)
+    with ledger.engine.connect() as connection:
+        connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
+    ledger.close()
+    return path
 
 
 @pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_ledger: Path) -> Path:
     """FARM_HOME of this test alone."""
     folder = tmp_path / "home"
+    folder.mkdir()
+    shutil.copy(empty_ledger, folder / "ledger.db")
     monkeypatch.setenv("FARM_HOME", str(folder))
     monkeypatch.chdir(tmp_path)
     return folder

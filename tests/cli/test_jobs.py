@@ -98,7 +98,8 @@ def test_tables_are_plain_when_piped(farm: Farm, batch: Path) -> None:
     assert "\x1b" not in out
 
 
-def test_the_ledger_is_checked_and_told(farm: Farm, batch: Path) -> None:
+def test_the_ledger_is_checked_and_told(farm: Farm, home: Path) -> None:
+    (home / "ledger.db").unlink()
     assert farm("db", "check").exit_code == 1  # there is none yet
     farm("db", "upgrade")
     assert farm("db", "check").exit_code == 0
