@@ -100,6 +100,11 @@ class Doorbell:
             return False
         return True
 
+    def _ping(self) -> None:
+        """Fail at once where nobody listens; Celery would try again for seconds."""
+        with Redis.from_url(self._redis_url, socket_connect_timeout=2, socket_timeout=2) as client:
+            client.ping()
+
 
 class Ringer:
     """Rings from a thread of its own, so that a Redis that hangs never holds up a render or the reaper."""
@@ -125,8 +130,3 @@ class Ringer:
                 owed, self._owed = sorted(self._owed), set()
             if owed:
                 self._doorbell.ring(owed)
-
-    def _ping(self) -> None:
-        """Fail at once where nobody listens; Celery would try again for seconds."""
-        with Redis.from_url(self._redis_url, socket_connect_timeout=2, socket_timeout=2) as client:
-            client.ping()
