@@ -33,6 +33,11 @@ def newest_revision() -> str:
     return head
 
 
+def all_revisions() -> list[str]:
+    """Newest first."""
+    return [step.revision for step in ScriptDirectory(str(shipped("migrations"))).walk_revisions()]
+
+
 def current_revision(ledger: Ledger) -> str | None:
     """The ledger's shape; None for an empty database.  Raises LedgerError when it does not answer."""
     try:
@@ -65,6 +70,8 @@ def ensure_current(ledger: Ledger) -> None:
     have, want = current_revision(ledger), newest_revision()
     if have == want:
         return
+    if have is not None and have not in all_revisions():
+        raise LedgerError(f"the ledger is at revision {have}, which this farm does not know; a newer farm made it")
     if have is None or ledger.is_sqlite:
         if have is None and inspect(ledger.engine).has_table("jobs"):
             raise LedgerError(
