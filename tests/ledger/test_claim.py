@@ -5,11 +5,14 @@ from __future__ import annotations
 import pytest
 from sqlalchemy import event
 
+from farm.errors import OutOfMemory
 from farm.ledger import Ledger, control, moves, read
 from farm.ledger.tables import JobRow, SegmentRow
+from farm.retry import decide
 from farm.states import Continuity, JobState, SegmentKind, SegmentState, WorkerState
 
 from .scenes import (
+    POLICY,
     QUEUE,
     TTL,
     beat,
@@ -169,11 +172,6 @@ def test_only_the_head_of_a_chain_is_offered(ledger: Ledger) -> None:
 
 
 def test_an_out_of_memory_is_remembered_for_the_next_attempt(ledger: Ledger) -> None:
-    from farm.errors import OutOfMemory
-    from farm.retry import decide
-
-    from .scenes import POLICY
-
     planned(ledger)
     first = claim(ledger)
     assert not first.smaller

@@ -6,13 +6,14 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from sqlalchemy import insert
 
 from farm.errors import LeaseLost
-from farm.ledger import Ledger, crew, read
-from farm.ledger.tables import LockRow
+from farm.ledger import Ledger, control, crew, read
+from farm.ledger.tables import LockRow, OutboxRow, SegmentRow
 from farm.states import WorkerState
 
-from .scenes import age_worker, beat, change, claim, hello, planned, worker_row
+from .scenes import QUEUE, age_worker, beat, change, claim, hello, planned, segment, worker_row
 
 
 def say_hello(ledger: Ledger, incarnation: str) -> object:
@@ -137,10 +138,6 @@ def test_a_doorbell_is_owed_once_however_often_it_is_asked_for(ledger: Ledger) -
 
 
 def test_a_heap_of_doorbells_is_taken_in_parts_and_to_the_end(ledger: Ledger) -> None:
-    from sqlalchemy import insert
-
-    from farm.ledger.tables import OutboxRow
-
     rows = [{"queue": f"q{n % 3}", "created_at": 1.0} for n in range(2500)]
     ledger.write(lambda session: session.execute(insert(OutboxRow), rows))
     rounds = 0
@@ -150,11 +147,6 @@ def test_a_heap_of_doorbells_is_taken_in_parts_and_to_the_end(ledger: Ledger) ->
 
 
 def test_queues_whose_work_waits_too_long_are_rung_again(ledger: Ledger) -> None:
-    from farm.ledger import control
-    from farm.ledger.tables import SegmentRow
-
-    from .scenes import QUEUE, segment
-
     job_id = planned(ledger)
     assert read.ringable_queues(ledger, 30.0) == []
     change(ledger, SegmentRow, segment(ledger, job_id).id, queued_at=ledger.now() - 31.0)

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from farm.ledger import Ledger, crew, read
 from farm.ledger.files import KnownFile, known_files, remember_files
 from farm.ledger.intake import Intake, known_jobs, outputs_in_use, take_in
-from farm.ledger.tables import BatchRow, OwnerRow
+from farm.ledger.tables import BatchRow, OwnerRow, SegmentRow
 from farm.ledger.values import JobRequest
 from farm.states import JobState, SegmentKind, SegmentState
 
@@ -119,8 +119,6 @@ def test_an_output_knows_the_newest_job_that_writes_it(ledger: Ledger) -> None:
 def test_an_owners_debt_is_forgotten_when_nobody_waits(ledger: Ledger) -> None:
     finished(ledger, owner="ann", audio_seconds=1000.0)
     anns, bobs = submit(ledger, request(owner="ann"), request(owner="bob"))
-    from farm.ledger.tables import SegmentRow
-
     with ledger.read() as session:
         ranks = {row.job_id: row.rank for row in session.query(SegmentRow).filter(SegmentRow.job_id.in_([anns, bobs]))}
     assert ranks[anns] == ranks[bobs]
