@@ -368,21 +368,22 @@ def result_of(ledger: Ledger, job: Job) -> GenerateResult:
     """The result of a job that succeeded."""
     outputs = outputs_of(ledger, job)
     segments, attempts = read.segments(ledger, job.id), read.attempts(ledger, job.id)
+    renders = rendering(attempts, segments)
     report = RunReport(
         run_id=str(uuid.uuid5(uuid.NAMESPACE_OID, f"run:{job.key}:{job.id}")),
         task=TASK,
         model=job.model,
-        backend=backend_of(attempts),
+        backend=backend_of(renders),
         job_id=str(job.id),
         trace_id=trace_id(job),
-        worker_id=last_worker(attempts),
+        worker_id=renders[-1].worker if renders else None,
         enqueued_at_ms=_ms(job.created_at),
         queue_wait_ms=None if job.started_at is None else _ms(job.started_at) - _ms(job.created_at),
         timings=_timings(segments, attempts),
         config_resolved=config_of(job),
         artifacts=outputs,
         error=job.reason,
-        device_placement={a.worker: a.device for a in attempts if a.device_seconds},
+        device_placement={a.worker: a.device for a in renders},
         stream_events=stream_events(read.events(ledger, job_id=job.id, limit=10_000), segments, before_end=True),
     )
     return GenerateResult(outputs, report)
@@ -399,16 +400,16 @@ def config_of(job: Job) -> dict[str, Any]:
     }
 
 
-def backend_of(attempts: Sequence[Attempt]) -> str:
+def rendering(attempts: Sequence[Attempt], segments: Sequence[Segment]) -> list[Attempt]:
+    """The attempts that used a device."""
+    renders = {segment.id for segment in segments if segment.kind is SegmentKind.RENDER}
+    return [attempt for attempt in attempts if attempt.segment_id in renders]
+
+
+def backend_of(renders: Sequence[Attempt]) -> str:
     """OmniRT's word for the devices that rendered."""
-    kinds = {a.device.split(":")[0] for a in attempts if a.device_seconds}
     words = {kind: word for word, kind in BACKENDS.items()}
-    return words.get(next(iter(sorted(kinds)), "cpu"), "auto")
-
-
-def last_worker(attempts: Sequence[Attempt]) -> str | None:
-    rendering = [a for a in attempts if a.device_seconds] or list(attempts)
-    return rendering[-1].worker if rendering else None
+    return words.get(renders[-1].device.split(":")[0], "auto") if renders else "auto"
 
 
 def _timings(segments: Sequence[Segment], attempts: Sequence[Attempt]) -> dict[str, float]:
@@ -435,6 +436,7 @@ _ENDS: Mapping[str, str] = {
     "job_failed": "job_failed",
     "job_cancelled": "job_cancelled",
 }
+ENDS = frozenset(_ENDS.values())
 _STAGES: Mapping[str, str] = {
     "lease": "stage_start",
     "succeed": "stage_end",
@@ -451,33 +453,28 @@ def stream_events(
 ) -> list[dict[str, Any]]:
     """The job's history as OmniRT tells it; `before_end` leaves out the event that ended the job."""
     by_id = {segment.id: segment for segment in segments}
-    told: list[dict[str, Any]] = []
-    started = False
-    for line in history:
-        if line.event == "lease" and not started:
-            started = True
-            told.append(_event("job_started", "job", line, {}))
-        event = one_event(line, by_id)
-        if event is not None and not (before_end and event["event"] in _ENDS.values()):
-            told.append(event)
-    return told
+    told = [event for line in history for event in told_of(line, by_id)]
+    return [event for event in told if not (before_end and event["event"] in ENDS)]
 
 
-def one_event(line: LedgerEvent, segments: Mapping[int, Segment]) -> dict[str, Any] | None:
-    """One line of the ledger's history as OmniRT tells it; None for what only the ledger cares about."""
-    if line.event == "submit":
-        return _event("job_enqueued", "job", line, {})
-    if line.event in _ENDS:
-        return _event(_ENDS[line.event], "job", line, {"error": line.detail} if line.detail else {})
+def told_of(line: LedgerEvent, segments: Mapping[int, Segment]) -> list[dict[str, Any]]:
+    """One line of the ledger's history as OmniRT tells it; nothing for what only the ledger cares about."""
     segment = segments.get(line.segment_id or 0)
+    if line.event == "submit":
+        return [_event("job_enqueued", "job", line, {})]
+    if line.event in _ENDS:
+        return [_event(_ENDS[line.event], "job", line, {"error": line.detail} if line.detail else {})]
     if line.event in _STAGES and segment is not None:
         data: dict[str, Any] = {"segment": segment.number, "attempt": line.attempt, "worker": line.worker}
-        if _STAGES[line.event] == "stage_error" and line.detail:
+        name = _STAGES[line.event]
+        if name == "stage_error" and line.detail:
             data["error"] = line.detail
-        return _event(_STAGES[line.event], segment.kind.value, line, data)
+        begins = line.event == "lease" and segment.kind is SegmentKind.PREPARE and line.attempt == 1
+        started = [_event("job_started", "job", line, {})] if begins else []
+        return [*started, _event(name, segment.kind.value, line, data)]
     if line.event in _OWN:
-        return _event(line.event, "job", line, {"detail": line.detail} if line.detail else {})
-    return None
+        return [_event(line.event, "job", line, {"detail": line.detail} if line.detail else {})]
+    return []
 
 
 def _event(name: str, stage: str, line: LedgerEvent, data: dict[str, Any]) -> dict[str, Any]:
@@ -487,10 +484,11 @@ def _event(name: str, stage: str, line: LedgerEvent, data: dict[str, Any]) -> di
 def job_record(ledger: Ledger, job: Job) -> dict[str, Any]:
     """OmniRT's JobRecord, with `result` once the job succeeded."""
     segments, attempts = read.segments(ledger, job.id), read.attempts(ledger, job.id)
+    renders = rendering(attempts, segments)
     record: dict[str, Any] = {
         "id": str(job.id),
         "state": job_state(job),
-        "backend": backend_of(attempts) if any(a.device_seconds for a in attempts) else "auto",
+        "backend": backend_of(renders),
         "request": {
             "task": TASK,
             "model": job.model,
@@ -501,7 +499,7 @@ def job_record(ledger: Ledger, job: Job) -> dict[str, Any]:
         },
         "error": job.reason if job.state is JobState.FAILED else None,
         "trace_id": trace_id(job),
-        "worker_id": last_worker(attempts),
+        "worker_id": (renders or attempts)[-1].worker if attempts else None,
         "enqueued_at_ms": _ms(job.created_at),
         "started_at_ms": None if job.started_at is None else _ms(job.started_at),
         "finished_at_ms": None if job.finished_at is None else _ms(job.finished_at),

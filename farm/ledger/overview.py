@@ -117,12 +117,13 @@ def busyness(ledger: Ledger, *, since: float, until: float, slices: int = 96) ->
 
 
 def costs(ledger: Ledger, job_ids: Sequence[int]) -> dict[int, Cost]:
-    """Device-seconds of each of these jobs.  Prepare and assemble use no device and count nothing."""
+    """What rendering took for each of these jobs.  Prepare and assemble use no device and count nothing."""
     failed = func.sum(case((AttemptRow.outcome.in_(("retry", "fail", "expire")), 1), else_=0))
     with ledger.read() as session:
         rows = session.execute(
             select(AttemptRow.job_id, func.sum(AttemptRow.device_seconds), func.count(), failed)
-            .where(AttemptRow.job_id.in_(job_ids))
+            .join(SegmentRow, SegmentRow.id == AttemptRow.segment_id)
+            .where(AttemptRow.job_id.in_(job_ids), SegmentRow.kind == SegmentKind.RENDER)
             .group_by(AttemptRow.job_id)
         )
         return {job_id: Cost(float(seconds or 0.0), count, int(bad or 0)) for job_id, seconds, count, bad in rows}
@@ -219,6 +220,8 @@ def figures(ledger: Ledger, bounds: Sequence[float]) -> Figures:
         spent = session.execute(
             select(JobRow.model, AttemptRow.device, func.sum(AttemptRow.device_seconds))
             .join(JobRow, JobRow.id == AttemptRow.job_id)
+            .join(SegmentRow, SegmentRow.id == AttemptRow.segment_id)
+            .where(SegmentRow.kind == SegmentKind.RENDER)
             .group_by(JobRow.model, AttemptRow.device)
         )
         seconds = {(model, device): float(value or 0.0) for model, device, value in spent}

@@ -86,8 +86,8 @@ class BadRowsProblem(Problem):
 
 
 def problems(*codes: int) -> dict[int | str, dict[str, Any]]:
-    """The refusals of a route, for the OpenAPI document; every route can answer 401, 403 and 429."""
-    return {code: {"model": Problem} for code in sorted({401, 403, 429, *codes})}
+    """The refusals of a route, for the OpenAPI document; every route can answer those that stand here."""
+    return {code: {"model": Problem} for code in sorted({400, 401, 403, 413, 422, 429, *codes})}
 
 
 def answer_errors(app: FastAPI) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 # Nothing is loaded from anywhere else; pictures and films come from here, waveforms are drawn.
@@ -20,10 +21,14 @@ HEADERS: Mapping[str, str] = {
     "cross-origin-resource-policy": "same-origin",
 }
 SMALL_BODY = 1 << 20
+DRAIN_BYTES = 16 << 20
 
 
-class _TooLarge(Exception):
-    pass
+class _TooLarge(HTTPException):
+    """FastAPI lets this kind of error pass where it reads a body."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(413, _words(limit))
 
 
 class Guard:
@@ -47,7 +52,7 @@ class Guard:
             message = await receive()
             taken += len(message.get("body", b""))
             if taken > limit:
-                raise _TooLarge
+                raise _TooLarge(limit)
             return message
 
         async def told(message: Message) -> None:
@@ -59,6 +64,7 @@ class Guard:
 
         declared = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
         if declared.isdigit() and int(declared) > limit:
+            await _drain(receive)
             await _refuse(told, limit)
             return
         try:
@@ -66,11 +72,26 @@ class Guard:
         except _TooLarge:
             if begun:
                 raise
+            await _drain(receive)
             await _refuse(told, limit)
 
 
+def _words(limit: int) -> str:
+    return f"The request is larger than {limit} bytes"
+
+
+async def _drain(receive: Receive) -> None:
+    """Read on for a while: a client that still sends would be cut off before it sees the answer."""
+    left = DRAIN_BYTES
+    while left > 0:
+        message = await receive()
+        left -= len(message.get("body", b""))
+        if message["type"] != "http.request" or not message.get("more_body"):
+            return
+
+
 async def _refuse(send: Send, limit: int) -> None:
-    body = json.dumps({"detail": f"The request is larger than {limit} bytes"}).encode()
+    body = json.dumps({"detail": _words(limit)}).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     await send({"type": "http.response.start", "status": 413, "headers": [*headers, (b"connection", b"close")]})
     await send({"type": "http.response.body", "body": body})

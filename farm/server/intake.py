@@ -170,12 +170,13 @@ def _sync_answer(here: Context, job_id: int) -> JSONResponse:
             output["url"] = f"/v1/jobs/{job.id}/film"
         return JSONResponse(answer)
     status = 409 if job.state is JobState.CANCELLED else 400 if job.failure == "input" else 500
-    return JSONResponse({"detail": job.reason or f"job {job.id} {job.state}"}, status)
+    return JSONResponse({"detail": views.told(job, job.reason) or f"job {job.id} {job.state}"}, status)
 
 
 def record(here: Context, job_id: int) -> dict[str, Any]:
     job = read.job(here.ledger, job_id)
     answer = omnirt.job_record(here.ledger, job)
+    answer["error"] = views.told(job, answer["error"])
     answer["farm"] = views.summaries(here.ledger, [job_id])[0]
     if job.state is JobState.SUCCEEDED:
         for output in answer["result"]["outputs"]:
