@@ -40,7 +40,7 @@ async function draw() {
   const dialog = $("submit");
   models ??= (await ask("/v1/models")).data;
   if (!files) return;
-  const input = el("input", { type: "file", id: "files", multiple: true, class: "sr", accept: "image/*,audio/*,video/*,.csv,.jsonl",
+  const input = el("input", { type: "file", id: "files", multiple: true, hidden: true, accept: "image/*,audio/*,video/*,.csv,.jsonl",
     onchange: () => { add(input.files); draw(); } });
   const isBatch = files.batches.length > 0;
   const pairs = el("ul", { class: "pairs", "aria-label": "Films to make" }, ...files.sounds.map((sound) => {
