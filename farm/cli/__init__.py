@@ -7,6 +7,7 @@ import sys
 import click
 
 from farm import __version__
+from farm.cli.completion import completion
 from farm.cli.db import db
 from farm.cli.doctor import doctor
 from farm.cli.farm_context import Farm
@@ -15,7 +16,9 @@ from farm.cli.jobs import batches, jobs
 from farm.cli.lifecycle import down, flower, up, worker
 from farm.cli.logs import logs
 from farm.cli.models import models
+from farm.cli.nightly import nightly
 from farm.cli.render import render
+from farm.cli.serve import keys, serve
 from farm.cli.status import status
 from farm.cli.submit import submit
 from farm.cli.watch import watch
@@ -72,7 +75,11 @@ for command in (
     doctor,
     models,
     gc,
+    nightly,
+    serve,
+    keys,
     db,
+    completion,
 ):
     cli.add_command(command)
 

@@ -1,15 +1,14 @@
-"""Bringing a ledger to the newest shape.  Migrations are numbered and reversible; see migrations/versions."""
+"""Bringing a ledger to the newest shape.  Migrations are numbered and reversible; see migrations/versions.
+
+Alembic is imported where it is needed: every command asks for the ledger's revision, and almost none migrates.
+"""
 
 from __future__ import annotations
 
 import logging
+from typing import TYPE_CHECKING
 
-from alembic import command
-from alembic.autogenerate import compare_metadata
-from alembic.config import Config
-from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
-from sqlalchemy import inspect
+from sqlalchemy import inspect, text
 from sqlalchemy.exc import DBAPIError
 
 from farm.errors import LedgerError
@@ -17,46 +16,60 @@ from farm.ledger.store import Ledger, explain_unreachable
 from farm.ledger.tables import Table
 from farm.paths import shipped
 
+if TYPE_CHECKING:
+    from alembic.config import Config
+
 log = logging.getLogger(__name__)
 
 
 def _config(ledger: Ledger) -> Config:
+    from alembic.config import Config
+
     config = Config()
     config.set_main_option("script_location", str(shipped("migrations")))
     config.attributes["ledger"] = ledger
     return config
 
 
-def newest_revision() -> str:
-    head = ScriptDirectory(str(shipped("migrations"))).get_current_head()
-    assert head is not None
-    return head
-
-
 def all_revisions() -> list[str]:
-    """Newest first."""
-    return [step.revision for step in ScriptDirectory(str(shipped("migrations"))).walk_revisions()]
+    """Newest first.  A migration's revision is the number that its file begins with."""
+    files = (shipped("migrations") / "versions").glob("[0-9]*.py")
+    return sorted((path.name.partition("_")[0] for path in files), reverse=True)
+
+
+def newest_revision() -> str:
+    return all_revisions()[0]
 
 
 def current_revision(ledger: Ledger) -> str | None:
     """The ledger's shape; None for an empty database.  Raises LedgerError when it does not answer."""
     try:
         with ledger.engine.connect() as connection:
-            return MigrationContext.configure(connection).get_current_revision()
+            if not inspect(connection).has_table("alembic_version"):
+                return None
+            revision: str | None = connection.scalar(text("SELECT version_num FROM alembic_version"))
+            return revision
     except DBAPIError as error:
         raise explain_unreachable(error, ledger.url) from error
 
 
 def upgrade(ledger: Ledger, revision: str = "head") -> None:
+    from alembic import command
+
     command.upgrade(_config(ledger), revision)
 
 
 def downgrade(ledger: Ledger, revision: str) -> None:
+    from alembic import command
+
     command.downgrade(_config(ledger), revision)
 
 
 def differences(ledger: Ledger) -> list[str]:
     """How the database differs from farm/ledger/tables.py; empty when it is right."""
+    from alembic.autogenerate import compare_metadata
+    from alembic.runtime.migration import MigrationContext
+
     with ledger.engine.connect() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True})
         return [str(difference) for difference in compare_metadata(context, Table.metadata)]

@@ -132,3 +132,8 @@ def test_models_are_listed_with_their_presets(farm: Farm) -> None:
 def test_gc_says_what_it_would_delete_and_deletes_nothing_in_a_dry_run(farm: Farm, batch: Path, home: Path) -> None:
     farm("submit", str(batch))
     assert "would delete 0 files" in farm("gc", "--dry-run").stdout
+
+
+def test_completion_scripts_are_printed_for_each_shell(farm: Farm) -> None:
+    for shell in ("bash", "zsh", "fish"):
+        assert "_FARM_COMPLETE" in farm("completion", shell).stdout
