@@ -18,6 +18,7 @@ from farm.cli.logs import logs
 from farm.cli.models import models
 from farm.cli.nightly import nightly
 from farm.cli.render import render
+from farm.cli.report import report
 from farm.cli.serve import keys, serve
 from farm.cli.status import status
 from farm.cli.submit import submit
@@ -77,6 +78,7 @@ for command in (
     gc,
     nightly,
     serve,
+    report,
     keys,
     db,
     completion,
