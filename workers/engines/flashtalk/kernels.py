@@ -16,20 +16,39 @@ CODES = {"plain": 0, "fp8": 1, "int8": 2}
 CROSS = (64, 32, 4, 3)  # rows, keys, warps and stages of cross_attend at head size 128
 
 
+# Rows are read as two blocks that cover 5120 columns exactly; one block would have to be 8192 wide, and these passes
+# are bound by arithmetic as much as by memory.
+
+
 @triton.jit
-def _store_row(h, offsets, mask, out_ptr, scale_ptr, row, FORM: tl.constexpr, LARGEST_VALUE: tl.constexpr):
+def _store_row(h, other, c, d, base, mask, other_mask, out_ptr, scale_ptr, row, FORM: tl.constexpr, TOP: tl.constexpr):
     if FORM == 0:
-        tl.store(out_ptr + offsets, h.to(out_ptr.dtype.element_ty), mask)
+        tl.store(out_ptr + base + c, h.to(out_ptr.dtype.element_ty), mask)
+        tl.store(out_ptr + base + d, other.to(out_ptr.dtype.element_ty), other_mask)
     else:
         top = tl.max(tl.where(mask, tl.abs(h), 0.0), axis=0)
-        top = tl.maximum(top, 1e-12)
-        scale = top / LARGEST_VALUE
-        q = h * (LARGEST_VALUE / top)
-        if FORM == 1:
-            tl.store(out_ptr + offsets, q.to(out_ptr.dtype.element_ty), mask)
-        else:
-            tl.store(out_ptr + offsets, tl.floor(q + 0.5).to(tl.int8), mask)
-        tl.store(scale_ptr + row, scale)
+        top = tl.maximum(tl.maximum(top, tl.max(tl.where(other_mask, tl.abs(other), 0.0), axis=0)), 1e-12)
+        tl.store(scale_ptr + row, top / TOP)
+        h = h * (TOP / top)
+        other = other * (TOP / top)
+        if FORM == 2:
+            h = tl.floor(h + 0.5)
+            other = tl.floor(other + 0.5)
+        tl.store(out_ptr + base + c, h.to(out_ptr.dtype.element_ty), mask)
+        tl.store(out_ptr + base + d, other.to(out_ptr.dtype.element_ty), other_mask)
+
+
+@triton.jit
+def _add_rows(x_ptr, y_ptr, gate_ptr, base, c, mask, HAS_Y: tl.constexpr, HAS_GATE: tl.constexpr):
+    x = tl.load(x_ptr + base + c, mask, 0.0).to(tl.float32)
+    if HAS_Y:
+        y = tl.load(y_ptr + base + c, mask, 0.0).to(tl.float32)
+        if HAS_GATE:
+            y *= tl.load(gate_ptr + c, mask, 0.0)
+        rounded = (x + y).to(x_ptr.dtype.element_ty)
+        tl.store(x_ptr + base + c, rounded, mask)
+        x = rounded.to(tl.float32)
+    return x
 
 
 @triton.jit
@@ -46,26 +65,31 @@ def _residual_norm(
     HAS_Y: tl.constexpr,
     HAS_GATE: tl.constexpr,
     FORM: tl.constexpr,
-    LARGEST_VALUE: tl.constexpr,
-    BLOCK: tl.constexpr,
+    TOP: tl.constexpr,
+    FIRST: tl.constexpr,
+    SECOND: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
-    c = tl.arange(0, BLOCK)
+    base = row * width
+    c = tl.arange(0, FIRST)
+    d = FIRST + tl.arange(0, SECOND)
     mask = c < width
-    offsets = row * width + c
-    x = tl.load(x_ptr + offsets, mask, 0.0).to(tl.float32)
-    if HAS_Y:
-        y = tl.load(y_ptr + offsets, mask, 0.0).to(tl.float32)
-        if HAS_GATE:
-            y *= tl.load(gate_ptr + c, mask, 0.0)
-        rounded = (x + y).to(x_ptr.dtype.element_ty)
-        tl.store(x_ptr + offsets, rounded, mask)
-        x = rounded.to(tl.float32)
-    mean = tl.sum(x, axis=0) / width
-    d = tl.where(mask, x - mean, 0.0)
-    rstd = tl.rsqrt(tl.sum(d * d, axis=0) / width + eps)
-    h = d * rstd * tl.load(mul_ptr + c, mask, 0.0) + tl.load(add_ptr + c, mask, 0.0)
-    _store_row(h, offsets, mask, out_ptr, scale_ptr, row, FORM, LARGEST_VALUE)
+    other_mask = d < width
+    x = _add_rows(x_ptr, y_ptr, gate_ptr, base, c, mask, HAS_Y, HAS_GATE)
+    z = _add_rows(x_ptr, y_ptr, gate_ptr, base, d, other_mask, HAS_Y, HAS_GATE)
+    mean = (tl.sum(x, axis=0) + tl.sum(z, axis=0)) / width
+    x = tl.where(mask, x - mean, 0.0)
+    z = tl.where(other_mask, z - mean, 0.0)
+    rstd = tl.rsqrt((tl.sum(x * x, axis=0) + tl.sum(z * z, axis=0)) / width + eps)
+    x = x * rstd * tl.load(mul_ptr + c, mask, 0.0) + tl.load(add_ptr + c, mask, 0.0)
+    z = z * rstd * tl.load(mul_ptr + d, other_mask, 0.0) + tl.load(add_ptr + d, other_mask, 0.0)
+    _store_row(x, z, c, d, base, mask, other_mask, out_ptr, scale_ptr, row, FORM, TOP)
+
+
+def _blocks(width: int) -> tuple[int, int]:
+    """Two powers of two that cover a row: the largest that fits, and what is left."""
+    first = 1 << (width.bit_length() - 1)
+    return first, max(16, triton.next_power_of_2(width - first)) if width > first else 16
 
 
 def _result(x: torch.Tensor, form: Form, dtype: torch.dtype | None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -85,7 +109,7 @@ def residual_norm(x, y, gate, mul, add, eps, form, dtype=None):
     """See ops.residual_norm; x is overwritten with the sum."""
     n, width = x.shape
     out, scale = _result(x, form, dtype)
-    block = triton.next_power_of_2(width)
+    first, second = _blocks(width)
     _residual_norm[(n,)](
         x,
         y if y is not None else x,
@@ -100,10 +124,17 @@ def residual_norm(x, y, gate, mul, add, eps, form, dtype=None):
         gate is not None,
         CODES[form],
         LARGEST.get(form, 1.0),
-        block,
-        num_warps=_warps(block),
+        first,
+        second,
+        num_warps=_warps(first + second),
     )
     return x, out if form == "plain" else Quantised(out, scale)
+
+
+@triton.jit
+def _gelu(h):
+    # tanh(u) = 2 sigmoid(2u) - 1, so 0.5 x (1 + tanh(u)) = x sigmoid(2u).
+    return h * tl.sigmoid(1.5957691216057308 * (h + 0.044715 * h * h * h))
 
 
 @triton.jit
@@ -114,27 +145,31 @@ def _quantise(
     width,
     GELU: tl.constexpr,
     FORM: tl.constexpr,
-    LARGEST_VALUE: tl.constexpr,
-    BLOCK: tl.constexpr,
+    TOP: tl.constexpr,
+    FIRST: tl.constexpr,
+    SECOND: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
-    c = tl.arange(0, BLOCK)
+    base = row * width
+    c = tl.arange(0, FIRST)
+    d = FIRST + tl.arange(0, SECOND)
     mask = c < width
-    offsets = row * width + c
-    h = tl.load(x_ptr + offsets, mask, 0.0).to(tl.float32)
+    other_mask = d < width
+    h = tl.load(x_ptr + base + c, mask, 0.0).to(tl.float32)
+    z = tl.load(x_ptr + base + d, other_mask, 0.0).to(tl.float32)
     if GELU:
-        # tanh(u) = 2 sigmoid(2u) - 1, so 0.5 x (1 + tanh(u)) = x sigmoid(2u).
-        h = h * tl.sigmoid(1.5957691216057308 * (h + 0.044715 * h * h * h))
-    _store_row(h, offsets, mask, out_ptr, scale_ptr, row, FORM, LARGEST_VALUE)
+        h = _gelu(h)
+        z = _gelu(z)
+    _store_row(h, z, c, d, base, mask, other_mask, out_ptr, scale_ptr, row, FORM, TOP)
 
 
 def quantise(x, form, gelu=False):
     """Rows to fp8 or int8, optionally through GELU(tanh)."""
     n, width = x.shape
     out, scale = _result(x, form, None)
-    block = triton.next_power_of_2(width)
+    first, second = _blocks(width)
     warps = 8 if gelu else 4
-    _quantise[(n,)](x, out, scale, width, gelu, CODES[form], LARGEST[form], block, num_warps=warps)
+    _quantise[(n,)](x, out, scale, width, gelu, CODES[form], LARGEST[form], first, second, num_warps=warps)
     return Quantised(out, scale)
 
 
@@ -144,28 +179,50 @@ def gelu_quantise(x, form):
 
 
 @triton.jit
-def _rms_rope(qkv_ptr, gain_ptr, cos_ptr, sin_ptr, width, stride, eps, HALF: tl.constexpr, BLOCK: tl.constexpr):
-    row = tl.program_id(0).to(tl.int64)
-    part = tl.program_id(1)
-    c = tl.arange(0, BLOCK)
-    mask = c < width
-    base = qkv_ptr + row * stride + part * width
-    x = tl.load(base + c, mask, 0.0).to(tl.float32)
-    x = x * tl.rsqrt(tl.sum(x * x, axis=0) / width + eps) * tl.load(gain_ptr + part * width + c, mask, 0.0)
+def _turn(x, cos_ptr, sin_ptr, row, first, HALF: tl.constexpr, BLOCK: tl.constexpr):
     even, odd = tl.split(tl.reshape(x, (BLOCK // 2, 2)))
-    pair = tl.arange(0, BLOCK // 2) % HALF
+    pair = (first // 2 + tl.arange(0, BLOCK // 2)) % HALF
     cos = tl.load(cos_ptr + row * HALF + pair)
     sin = tl.load(sin_ptr + row * HALF + pair)
-    turned = tl.reshape(tl.join(even * cos - odd * sin, even * sin + odd * cos), (BLOCK,))
-    tl.store(base + c, turned.to(qkv_ptr.dtype.element_ty), mask)
+    return tl.reshape(tl.join(even * cos - odd * sin, even * sin + odd * cos), (BLOCK,))
+
+
+@triton.jit
+def _rms_rope(
+    qkv_ptr,
+    gain_ptr,
+    cos_ptr,
+    sin_ptr,
+    width,
+    stride,
+    eps,
+    HALF: tl.constexpr,
+    FIRST: tl.constexpr,
+    SECOND: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    part = tl.program_id(1)
+    c = tl.arange(0, FIRST)
+    d = FIRST + tl.arange(0, SECOND)
+    mask = c < width
+    other_mask = d < width
+    base = qkv_ptr + row * stride + part * width
+    x = tl.load(base + c, mask, 0.0).to(tl.float32)
+    z = tl.load(base + d, other_mask, 0.0).to(tl.float32)
+    rstd = tl.rsqrt((tl.sum(x * x, axis=0) + tl.sum(z * z, axis=0)) / width + eps)
+    x = x * rstd * tl.load(gain_ptr + part * width + c, mask, 0.0)
+    z = z * rstd * tl.load(gain_ptr + part * width + d, other_mask, 0.0)
+    x = _turn(x, cos_ptr, sin_ptr, row, 0, HALF, FIRST)
+    z = _turn(z, cos_ptr, sin_ptr, row, FIRST, HALF, SECOND)
+    tl.store(base + c, x.to(qkv_ptr.dtype.element_ty), mask)
+    tl.store(base + d, z.to(qkv_ptr.dtype.element_ty), other_mask)
 
 
 def rms_rope(qkv, gain, cos, sin, eps):
     """See ops.rms_rope."""
-    n = qkv.shape[0]
     width = qkv.shape[1] // 3
-    block = triton.next_power_of_2(width)
-    _rms_rope[(n, 2)](qkv, gain, cos, sin, width, qkv.stride(0), eps, cos.shape[1], block, num_warps=_warps(block))
+    grid = (qkv.shape[0], 2)
+    _rms_rope[grid](qkv, gain, cos, sin, width, qkv.stride(0), eps, cos.shape[1], *_blocks(width), num_warps=4)
 
 
 @triton.jit
@@ -517,24 +574,28 @@ def _rms_rope_fp8(
     eps,
     part_stride,
     HALF: tl.constexpr,
-    BLOCK: tl.constexpr,
+    FIRST: tl.constexpr,
+    SECOND: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
     part = tl.program_id(1)
-    c = tl.arange(0, BLOCK)
+    c = tl.arange(0, FIRST)
+    d = FIRST + tl.arange(0, SECOND)
     mask = c < width
-    x = tl.load(qkv_ptr + row * 3 * width + part * width + c, mask, 0.0).to(tl.float32)
+    other_mask = d < width
+    base = qkv_ptr + row * 3 * width + part * width
+    x = tl.load(base + c, mask, 0.0).to(tl.float32)
+    z = tl.load(base + d, other_mask, 0.0).to(tl.float32)
     if part == 2:
-        tl.store(top_ptr + row, tl.max(tl.abs(x), axis=0))
+        tl.store(top_ptr + row, tl.maximum(tl.max(tl.abs(x), axis=0), tl.max(tl.abs(z), axis=0)))
     else:
-        x = x * tl.rsqrt(tl.sum(x * x, axis=0) / width + eps) * tl.load(gain_ptr + part * width + c, mask, 0.0)
-        x = x * tl.load(factor_ptr + part)
-        even, odd = tl.split(tl.reshape(x, (BLOCK // 2, 2)))
-        pair = tl.arange(0, BLOCK // 2) % HALF
-        cos = tl.load(cos_ptr + row * HALF + pair)
-        sin = tl.load(sin_ptr + row * HALF + pair)
-        turned = tl.reshape(tl.join(even * cos - odd * sin, even * sin + odd * cos), (BLOCK,))
-        tl.store(out_ptr + part * part_stride + row * width + c, turned.to(out_ptr.dtype.element_ty), mask)
+        rstd = tl.rsqrt((tl.sum(x * x, axis=0) + tl.sum(z * z, axis=0)) / width + eps) * tl.load(factor_ptr + part)
+        x = x * rstd * tl.load(gain_ptr + part * width + c, mask, 0.0)
+        z = z * rstd * tl.load(gain_ptr + part * width + d, other_mask, 0.0)
+        out = out_ptr + part * part_stride + row * width
+        tl.store(out + c, _turn(x, cos_ptr, sin_ptr, row, 0, HALF, FIRST).to(out_ptr.dtype.element_ty), mask)
+        z = _turn(z, cos_ptr, sin_ptr, row, FIRST, HALF, SECOND)
+        tl.store(out + d, z.to(out_ptr.dtype.element_ty), other_mask)
 
 
 @triton.jit
@@ -554,7 +615,7 @@ def rms_rope_fp8(qkv, gain, cos, sin, eps, factor):
     tops = torch.empty((n,), dtype=torch.float32, device=qkv.device)
     block = triton.next_power_of_2(width)
     _rms_rope_fp8[(n, 3)](
-        qkv, gain, cos, sin, factor, out, tops, width, eps, n * width, cos.shape[1], block, num_warps=4
+        qkv, gain, cos, sin, factor, out, tops, width, eps, n * width, cos.shape[1], *_blocks(width), num_warps=4
     )
     top = tops.amax(dim=0, keepdim=True).clamp_(min=1e-12)
     _round_values[(n,)](qkv, top, out[2], width, block, num_warps=4)
