@@ -45,6 +45,7 @@ class Row:
 class RowProblem:
     row: int
     sentence: str
+    in_the_way: int | None = None  # the open job that is about to write the same film
 
 
 class BadRows(InputError):

@@ -49,6 +49,7 @@ class Submission:
     problems: tuple[RowProblem, ...]  # rows that were skipped
     rang: bool  # False: Redis did not answer; idle workers find the work by themselves
     new_rows: int  # rows that became jobs, or would have in a dry run
+    would_be: tuple[JobRequest, ...] = ()  # in a dry run, those that would
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +105,8 @@ def submit(
     if dry_run:
         known = known_jobs(ledger, [r.key for r in requests])
         ids = tuple(known[r.key] for r in requests if r.key in known)
-        return Submission(Intake(None, (), ids), tuple(problems), True, len(requests) - len(ids))
+        new = tuple(r for r in requests if r.key not in known)
+        return Submission(Intake(None, (), ids), tuple(problems), True, len(new), new)
     intake = take_in(ledger, requests, name=name or Path(source).stem, source=source, owner=user)
     rang = True
     if intake.new_job_ids:
@@ -349,7 +351,9 @@ def _check_outputs(
         if holder is not None and holder[2] not in FINISHED:
             problems.append(
                 RowProblem(
-                    request.row_number, f"job {holder[1]} is about to write {request.output}; give another output"
+                    request.row_number,
+                    f"job {holder[1]} is about to write {request.output}; give another output",
+                    holder[1],
                 )
             )
         elif holder is None and not overwrite and Path(request.output).exists():
