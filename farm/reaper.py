@@ -19,8 +19,6 @@ from farm.roster import machine_name
 
 log = logging.getLogger(__name__)
 
-LOCK = "reaper"
-
 
 class Reaper:
     """Sweeps in a thread of its own until stopped."""
@@ -51,7 +49,7 @@ class Reaper:
         if self._thread.is_alive():
             self._thread.join(10)
             try:
-                crew.stop_leading(self._ledger, LOCK, self._holder)
+                crew.stop_leading(self._ledger, crew.REAPER_LOCK, self._holder)
             except Exception as error:
                 log.debug("the reaper's lock was not given back: %s", error)
 
@@ -61,7 +59,9 @@ class Reaper:
                 if self._was_away():
                     continue
                 self.kill_overdue_hosts_here()
-                if crew.lead(self._ledger, LOCK, self._holder, ttl_seconds=3 * self._settings.lease.sweep_seconds):
+                if crew.lead(
+                    self._ledger, crew.REAPER_LOCK, self._holder, ttl_seconds=3 * self._settings.lease.sweep_seconds
+                ):
                     self.sweep()
             except Exception as error:
                 log.warning("the reaper will try again: %s", error)

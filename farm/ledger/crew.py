@@ -20,6 +20,7 @@ from farm.states import Event, WorkerState
 SICK_AFTER_JOBS = 3  # a worker that fails this many different jobs in a row is sick
 FORGIVE_AFTER_SECONDS = 3600.0
 LOST_AFTER_SECONDS = 60.0
+REAPER_LOCK = "reaper"  # who expires leases for the whole farm
 
 
 def _upsert(ledger: Ledger) -> Any:
