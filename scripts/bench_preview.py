@@ -31,7 +31,7 @@ from farm.media.encode import SegmentEncoder  # noqa: E402
 from farm.media.profile import default_profile  # noqa: E402
 from workers.engines.contract import DRIVING_RATE, Engine, FilmRequest  # noqa: E402
 from workers.engines.preview import make_engine  # noqa: E402
-from workers.engines.preview.loudness import measure  # noqa: E402
+from workers.engines.preview.film_facts import measure  # noqa: E402
 from workers.host.audio import DrivingFile  # noqa: E402
 from workers.host.child import FrameWriter  # noqa: E402
 

@@ -17,7 +17,7 @@ from tests.conftest import ROOT, do_without
 from workers.engines.contract import DRIVING_RATE, Engine, FilmRequest
 from workers.engines.preview import make_engine
 from workers.engines.preview.face import FaceReader
-from workers.engines.preview.loudness import measure
+from workers.engines.preview.film_facts import measure
 
 ASTRONAUT = ROOT / "examples/portraits/astronaut.jpg"
 SPEECH = ROOT / "examples/speech/reading_en.flac"

@@ -14,7 +14,7 @@ import numpy as np
 
 from workers.engines.contract import DRIVING_RATE, FilmRequest
 from workers.engines.preview import make_engine
-from workers.engines.preview.loudness import measure
+from workers.engines.preview.film_facts import measure
 
 
 class Sound:

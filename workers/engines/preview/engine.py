@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -17,9 +18,10 @@ import numpy as np
 
 from farm.errors import EngineError, InputError, OutOfMemory
 from workers.engines.contract import Description, FilmRequest, LoadReport
-from workers.engines.preview import articulation, loudness
+from workers.engines.preview import articulation, film_facts
 from workers.engines.preview.articulation import SpeechCurves, SpeechNetwork
 from workers.engines.preview.face import FaceReader
+from workers.engines.preview.film_facts import SpeechRange
 from workers.engines.preview.framing import frame_portrait
 from workers.engines.preview.motion import Motion
 from workers.engines.preview.renderer import Renderer
@@ -27,7 +29,7 @@ from workers.engines.preview.settings import PreviewSettings, read_settings
 from workers.engines.preview.shaping import Pixels
 
 ENGINE_ID = "preview"
-RENDERER_VERSION = 1  # raised whenever the same film would get other pixels
+RENDERER_VERSION = 2  # raised whenever the same film would get other pixels
 ACCEPTED_FPS = (24, 25, 30, 50)
 DEFAULT_FPS = 25
 SIDES = (256, 1920)
@@ -94,9 +96,10 @@ class PreviewEngine:
         if first_frame % numerator or not 0 <= first_frame < film.total_frames:
             raise EngineError(f"a segment cannot begin at frame {first_frame}: chunks have {numerator} frames")
 
-        gain = film.facts.get("speech_gain")
-        gain = float(loudness.measure(film.audio)["speech_gain"] if gain is None else gain)
-        tag = {"engine": ENGINE_ID, "version": _version(network), "film": _digest(film, gain)}
+        measured = {"speech_gain", "speech_range"} <= set(film.facts)
+        facts = film.facts if measured else film_facts.measure(film.audio, network)
+        gain, speech_range = float(facts["speech_gain"]), SpeechRange.from_facts(facts)
+        tag = {"engine": ENGINE_ID, "version": _version(network), "film": _digest(film, gain, speech_range)}
         if carry is not None:
             _check_carry(carry, {**tag, "frame": first_frame})
         try:
@@ -105,7 +108,7 @@ class PreviewEngine:
             raise OutOfMemory(f"not enough memory for a picture of {film.width}x{film.height}") from None
         except cv2.error as error:
             raise EngineError(f"the portrait could not be read: {error.err}") from error
-        motion = Motion(SpeechCurves(network, film.audio, gain), film.seed, film.fps, settings)
+        motion = Motion(SpeechCurves(network, film.audio, gain), film.seed, film.fps, settings, speech_range)
         return PreviewSession(renderer, motion, film, first_frame, tag, self._pool)
 
     def _loaded(self) -> tuple[FaceReader, SpeechNetwork]:
@@ -181,10 +184,11 @@ def _version(network: SpeechNetwork) -> str:
     return f"{RENDERER_VERSION}.{network.digest[:8]}.cv{cv2.__version__}"
 
 
-def _digest(film: FilmRequest, gain: float) -> str:
+def _digest(film: FilmRequest, gain: float, speech_range: SpeechRange) -> str:
     """Of everything that decides the pixels, except the media themselves."""
     settings = dict(sorted(film.settings.items()))
     parts = [film.width, film.height, list(film.fps), film.seed, film.total_frames, settings, gain]
+    parts.append(dataclasses.asdict(speech_range))
     return hashlib.blake2b(json.dumps(parts).encode(), digest_size=8).hexdigest()
 
 

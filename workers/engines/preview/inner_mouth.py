@@ -16,6 +16,8 @@ from workers.engines.preview.motion import Pose
 from workers.engines.preview.mouth import MouthGeometry, MouthShape
 from workers.engines.preview.shaping import Floats, blur_row, ease, luminance, median_row, smoothstep
 
+_TOOTH_WIDTH = 0.21  # of the mouth's half width
+
 
 @dataclass(frozen=True)
 class InnerPatch:
@@ -84,7 +86,7 @@ class InnerMouth:
         if self._own:
             colour = self._add_own_teeth(colour, self._own, v, upper, across, columns)
         else:
-            colour = self._add_drawn_teeth(colour, shape, v, upper, across, columns)
+            colour = self._add_drawn_teeth(colour, pose, shape, v, upper, across, columns)
         if g.parted:
             colour, cover = self._close_seam(colour, cover, v, upper, lower, across, gap)
         shadow = 0.62 + 0.38 * smoothstep(-0.5, 0.07 * g.half, v - upper)  # of the upper lip
@@ -101,29 +103,32 @@ class InnerMouth:
         return max(1.0, 0.035 * self._geometry.half)
 
     def _cavity(self, across: Floats, depth: Floats) -> Floats:
-        sides = 1.05 - 0.35 * np.abs(across)[..., None]
-        glow = 0.75 + 0.5 * np.exp(-(((depth - 0.75) / 0.3) ** 2))
+        sides = 1.05 - 0.45 * np.abs(across)[..., None]
+        glow = 0.6 + 0.6 * smoothstep(0.35, 1.0, depth)
         return self._palette.cavity * sides * glow[..., None]
 
     def _add_tongue(
         self, colour: Floats, pose: Pose, shape: MouthShape, v: Floats, lower: Floats, across: Floats, depth: Floats
     ) -> Floats:
-        """It rises for l, n, t and d and lies low otherwise."""
+        """A mound behind the lower lip.  It rises for l, n, t and d and lies low otherwise."""
         half, soft = self._geometry.half, self._soft
-        top = lower - (0.10 + 0.16 * pose.tongue) * half - 0.18 * shape.opening
-        share = smoothstep(-2.2 * soft, 2.2 * soft, v - top) * (1 - smoothstep(0.45, 0.75, np.abs(across)))
-        share = share * (0.85 * ease(0.10 * half, 0.30 * half, shape.opening))
-        return _mix(colour, self._palette.tongue * (0.55 + 0.35 * depth[..., None]), share)
+        mound = 1 - 0.8 * across**2
+        top = lower - ((0.07 + 0.16 * pose.tongue) * half + 0.14 * shape.opening) * mound
+        share = smoothstep(-2.5 * soft, 3.5 * soft, v - top) * (1 - smoothstep(0.35, 0.72, np.abs(across)))
+        share = share * (0.9 * ease(0.12 * half, 0.34 * half, shape.opening))
+        light = (0.30 + 0.55 * depth) * (1 - 0.10 * np.exp(-((across / 0.06) ** 2)))
+        return _mix(colour, self._palette.tongue * light[..., None], share)
 
     def _add_lower_teeth(
         self, colour: Floats, pose: Pose, shape: MouthShape, v: Floats, lower: Floats, across: Floats
     ) -> Floats:
+        """A hint of them: speech shows them when the teeth meet and when the lips are drawn apart."""
         half, soft = self._geometry.half, self._soft
-        height = (0.045 + 0.05 * pose.teeth + 0.03 * max(0.0, shape.spread)) * half * (1 - 0.8 * shape.rounding)
-        edge = lower - height * (1 - np.abs(across) ** 2.2)
-        share = smoothstep(-0.5 * soft, 0.5 * soft, v - edge) * (1 - smoothstep(0.45, 0.72, np.abs(across)))
-        share = share * ((0.30 + 0.45 * pose.teeth) * ease(0.03 * half, 0.12 * half, shape.opening))
-        return _mix(colour, self._tooth * 0.66, share * (1 - 0.7 * shape.rounding))
+        shown = 0.02 + 0.05 * pose.teeth + 0.05 * max(0.0, shape.spread)
+        edge = lower - shown * half * (1 - 0.8 * shape.rounding) * (1 - np.abs(across) ** 2.2)
+        share = smoothstep(-0.6 * soft, 0.6 * soft, v - edge) * (1 - smoothstep(0.40, 0.68, np.abs(across)))
+        share = share * ((0.10 + 0.45 * pose.teeth) * ease(0.05 * half, 0.15 * half, shape.opening))
+        return _mix(colour, _lit(self._tooth, np.full_like(share, 0.58)), share * (1 - 0.7 * shape.rounding))
 
     def _add_own_teeth(
         self, colour: Floats, own: _OwnTeeth, v: Floats, upper: Floats, across: Floats, columns: Floats
@@ -144,21 +149,22 @@ class InnerMouth:
         return colour * (0.72 + 0.28 * smoothstep(0, 0.10 * g.half, v - upper))[..., None]
 
     def _add_drawn_teeth(
-        self, colour: Floats, shape: MouthShape, v: Floats, upper: Floats, across: Floats, columns: Floats
+        self, colour: Floats, pose: Pose, shape: MouthShape, v: Floats, upper: Floats, across: Floats, columns: Floats
     ) -> Floats:
+        """Upper teeth hang from the skull: they show as far as the lip rises over them, a little more in a smile."""
         g, soft = self._geometry, self._soft
         half = g.half
-        edge = np.interp(columns, g.u, g.lines.upper_inner)[None] - 0.085 * half * across**2
-        edge = edge + (0.125 + 0.03 * max(0.0, shape.spread) - 0.03 * shape.rounding) * half
-        share = (1 - smoothstep(-0.75 * soft, 0.75 * soft, v - edge)) * (1 - smoothstep(0.50, 0.86, np.abs(across)))
+        shown = 0.055 + 0.05 * pose.teeth + 0.05 * max(0.0, shape.spread) - 0.03 * shape.rounding
+        # Teeth of about a fifth of the half width, rounded at their corners.
+        between = np.abs((across / _TOOTH_WIDTH + 0.5) % 1 - 0.5) * 2  # 0 in the middle of a tooth, 1 between two
+        edge = np.interp(columns, g.u, g.lines.upper_inner)[None] - 0.10 * half * across**2
+        edge = edge + (shown - 0.018 * between**3) * half
+        share = (1 - smoothstep(-0.6 * soft, 0.6 * soft, v - edge)) * (1 - smoothstep(0.42, 0.80, np.abs(across)))
         # In a narrow gap the teeth lie in the shadow of the lips.
-        share = share * (0.28 + 0.68 * ease(0.03 * half, 0.17 * half, shape.opening))
-        # Thin darker lines between the teeth, only where the mouth is large enough to show them.
-        between = np.abs((across / 0.205 + 0.5) % 1 - 0.5)
-        lines = 1 - 0.10 * np.exp(-((between / 0.10) ** 2)) * ease(18, 45, half)
-        light = (0.55 + 0.45 * smoothstep(-0.01 * half, 0.13 * half, v - upper)) * (1 - 0.42 * np.abs(across) ** 1.5)
-        light = light * lines * (0.92 + 0.06 * shape.talk)
-        return _mix(colour, self._tooth * light[..., None], share)
+        share = share * (0.20 + 0.75 * ease(0.08 * half, 0.28 * half, shape.opening))
+        lines = 1 - 0.22 * smoothstep(0.72, 1.0, between) * ease(14, 40, half)
+        light = (0.50 + 0.44 * smoothstep(-0.01 * half, 0.12 * half, v - upper)) * (1 - 0.5 * np.abs(across) ** 1.5)
+        return _mix(colour, _lit(self._tooth, light * lines), share)
 
     def _close_seam(
         self, colour: Floats, cover: Floats, v: Floats, upper: Floats, lower: Floats, across: Floats, gap: Floats
@@ -176,6 +182,11 @@ def _mix(under: Floats, over: Floats, share: Floats) -> Floats:
     return under * (1 - share) + over * share
 
 
+def _lit(colour: Floats, light: Floats) -> Floats:
+    """`colour` in weaker light; shade in a mouth is red, since flesh lights it."""
+    return colour * np.stack([light**1.25, light**1.18, light**0.92], axis=-1)
+
+
 def _colour_at(portrait: FramedPortrait, where: list[int]) -> Floats:
     """Median BGR at some landmarks."""
     width, height = portrait.size
@@ -188,12 +199,12 @@ def _palette(skin: Floats, lips: Floats) -> _Palette:
     light = float(luminance(skin))
     tint = skin / max(1.0, light)
     enamel = np.array([0.86, 0.92, 0.96], np.float32) * (0.50 * tint + 0.50) * min(232.0, 1.08 * light + 12)
-    flesh = np.array([70, 68, 128], np.float32) * (0.75 * light / 255)
+    flesh = np.array([78, 72, 150], np.float32) * (0.85 * light / 255)
     return _Palette(
-        cavity=lips * np.array([0.16, 0.15, 0.24], np.float32),
+        cavity=lips * np.array([0.13, 0.12, 0.25], np.float32),
         seam=lips * np.array([0.50, 0.48, 0.58], np.float32),
         tooth=np.clip(enamel, 0, 240).astype(np.float32),
-        tongue=(0.35 * lips + flesh).astype(np.float32),
+        tongue=(0.40 * lips * np.array([0.85, 0.85, 1.0], np.float32) + flesh).astype(np.float32),
     )
 
 

@@ -8,6 +8,7 @@ OVAL = [10, 338, 297, 332, 284, 251, 389, 356, 454, 323, 361, 288, 397, 365, 379
         148, 176, 149, 150, 136, 172, 58, 132, 93, 234, 127, 162, 21, 54, 103, 67, 109]
 JAW = [132, 58, 172, 136, 150, 149, 176, 148, 152, 377, 400, 378, 379, 365, 397, 288, 361]
 FOREHEAD, CHIN, NOSE_BASE = 10, 152, 2
+NOSE_ROOT, NOSE_BRIDGE = 168, 197  # between the eyes, and half way to the tip
 RIGHT_EDGE, LEFT_EDGE = 234, 454  # of the face, level with the ears
 AROUND_MOUTH = [205, 425, 206, 426, 164, 18, 200, 199, 175, 50, 280]
 

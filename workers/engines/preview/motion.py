@@ -16,7 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from workers.engines.preview.articulation import FUTURE, RATE, UNIT, Curve, Curves, SpeechCurves
+from workers.engines.preview.film_facts import SpeechRange
 from workers.engines.preview.settings import PreviewSettings
+from workers.engines.preview.shaping import ease
 
 _FINE = 64  # smoothing works in units of 1 / (UNIT * _FINE), so that slow curves do not move in visible steps
 _WHOLE = UNIT * _FINE
@@ -35,12 +37,19 @@ _SMOOTHING = {
     Curve.TALK: 8,
 }
 # A closed p, b or m may last only 60 ms; holding its peak this long makes sure that one frame at 24 fps shows it.
-_HOLD = {Curve.CLOSE: 3, Curve.TUCK: 2}
+_HOLD = {Curve.CLOSE: 2, Curve.TUCK: 2}
 _HUSH = 8  # curve values
 _STEADY = 150
 
 _SWAY = ((0.11, 0.50), (0.23, 0.30), (0.41, 0.15), (0.67, 0.07))  # Hz, amplitude
 _BREATH_HZ = 0.26
+# A talking head does not swing like a pendulum: it takes a posture, holds it, and takes another.
+_POSTURE_SECONDS = 2.6
+_POSTURE_MOVE_SECONDS = (0.45, 0.85)
+_GAZE_SECONDS = 1.7
+_GAZE_MOVE_SECONDS = (0.04, 0.06)  # a saccade
+_GAZE_AHEAD = 0.45  # share of glances that return to the camera
+_CALM = 0.35  # share of the head's motion that is left in a long pause
 _LID_SECONDS = (0.0, 0.03, 0.07, 0.09, 0.14, 0.18, 0.22, 0.27, 0.34)
 _LID_CLOSED = (0.0, 0.35, 0.90, 1.0, 1.0, 0.80, 0.45, 0.20, 0.0)
 _DOUBLE_BLINK = 0.08  # share of blinks that come twice
@@ -69,16 +78,26 @@ class Pose:
     shift_x: float
     shift_y: float
     breath: float
+    gaze_x: float  # of the eyes in the head
+    gaze_y: float
 
 
-STILL = Pose(0, 0.25, 0.1, 0.15, 0, 0, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0, 0)  # the portrait itself, at rest
+STILL = Pose(0, 0.25, 0.1, 0.15, 0, 0, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)  # the portrait itself, at rest
 
 
 class Motion:
     """Poses of one film."""
 
-    def __init__(self, curves: SpeechCurves, seed: int, fps: tuple[int, int], settings: PreviewSettings) -> None:
+    def __init__(
+        self,
+        curves: SpeechCurves,
+        seed: int,
+        fps: tuple[int, int],
+        settings: PreviewSettings,
+        speech_range: SpeechRange | None = None,
+    ) -> None:
         self._curves = curves
+        self._range = speech_range or SpeechRange()
         self._seed = seed
         self._fps = fps
         self._settings = settings
@@ -110,23 +129,40 @@ class Motion:
         levels = sample(level)
         nods = sample(_weigh(stress, _hann(26), ahead=8))
         brows = sample(_weigh(np.maximum(0, stress - _fine(0.12)), _hann(36), ahead=8))
-        rests = sample(_rest(_smoothed(window, Curve.TALK)))
+        talking = _smoothed(window, Curve.TALK)
+        rests = sample(_rest(talking))
+        # The smoothed curve lacks its last values, so the mean over a phrase looks no further ahead than they reach.
+        phrases = sample(_weigh(talking, _hann(70), ahead=6))
 
         for k in range(count):
             seconds = (first + k) * denominator / numerator
-            yield self._pose(seconds, {c: mouth[c][k] for c in mouth}, levels[k], nods[k], brows[k], rests[k])
+            yield self._pose(seconds, {c: mouth[c][k] for c in mouth}, levels[k], nods[k], brows[k], rests[k], phrases[k])
 
     def _pose(
-        self, seconds: float, mouth: dict[Curve, float], level: float, nod: float, brow: float, rest: float
+        self,
+        seconds: float,
+        mouth: dict[Curve, float],
+        level: float,
+        nod: float,
+        brow: float,
+        rest: float,
+        phrase: float,
     ) -> Pose:
         move, feel = self._settings.head_motion, self._settings.expression
-        sway = [self._sway_at(way, seconds) * move for way in range(5)]
+        # The head moves while it talks and settles in pauses.
+        lively = move * (_CALM + (1 - _CALM) * min(1.0, 1.3 * phrase))
+        yaw, pitch, roll, shift_x, shift_y = (
+            lively * (0.55 * self._sway_at(way, seconds) + self._posture_at(way, seconds)) for way in range(5)
+        )
         breath = math.sin(2 * math.pi * (_BREATH_HZ * seconds + self._sway[5][0][1]))
         nod *= feel * min(1.0, move)
+        # The eyes stay on the camera while the head turns, and glance aside now and then.
+        gaze_x, gaze_y = (feel * self._glance_at(way, seconds) for way in ("x", "y"))
+        voice = self._range
         return Pose(
-            open=mouth[Curve.OPEN],
-            wide=mouth[Curve.WIDE],
-            round=mouth[Curve.ROUND],
+            open=_on_grid(_between(voice.open_low, voice.open_high, mouth[Curve.OPEN], 1.2)),
+            wide=_on_grid(0.35 + 0.3 * _between(voice.wide_middle, voice.wide_high, mouth[Curve.WIDE], 1.3, -1.3)),
+            round=_on_grid(0.8 * _between(voice.round_low, voice.round_high, mouth[Curve.ROUND], 1.2)),
             close=mouth[Curve.CLOSE],
             tuck=mouth[Curve.TUCK],
             teeth=mouth[Curve.TEETH],
@@ -135,18 +171,52 @@ class Motion:
             level=level,
             rest_seconds=rest / RATE,
             blink=_on_grid(self._blink_at(seconds)),
-            brow=_on_grid(2.2 * brow * feel),
-            yaw=_on_grid(sway[0]),
-            pitch=_on_grid(0.7 * sway[1] + 1.3 * nod),
-            roll=_on_grid(sway[2]),
-            shift_x=_on_grid(sway[3]),
-            shift_y=_on_grid(0.6 * sway[4] + 0.9 * nod),
+            brow=_on_grid(2.8 * brow * feel),
+            yaw=_on_grid(yaw),
+            pitch=_on_grid(0.7 * pitch + 2.3 * nod),
+            roll=_on_grid(0.8 * roll),
+            shift_x=_on_grid(0.8 * shift_x),
+            shift_y=_on_grid(0.5 * shift_y + 1.5 * nod),
             breath=_on_grid(breath * min(1.0, move)),
+            gaze_x=_on_grid(gaze_x - 0.35 * yaw),
+            gaze_y=_on_grid(0.5 * gaze_y),
         )
 
     def _sway_at(self, way: int, seconds: float) -> float:
         waves = (size * math.sin(2 * math.pi * (hz * seconds + phase)) for hz, phase, size in self._sway[way])
         return self._sway_size[way] * sum(waves)
+
+    def _posture_at(self, way: int, seconds: float) -> float:
+        """Where the head wants to be, -1..1: a place held for seconds, then the next one within a good half second."""
+        return self._step_at(("posture", way), seconds, _POSTURE_SECONDS, _POSTURE_MOVE_SECONDS)
+
+    def _glance_at(self, way: str, seconds: float) -> float:
+        """Where the eyes look, -1..1; both ways of one glance begin together."""
+        return self._step_at(("glance", way), seconds, _GAZE_SECONDS, _GAZE_MOVE_SECONDS, "glance", _GAZE_AHEAD)
+
+    def _step_at(
+        self,
+        name: tuple[object, ...],
+        seconds: float,
+        slot_seconds: float,
+        move_seconds: tuple[float, float],
+        timing: str = "",
+        at_zero: float = 0.0,
+    ) -> float:
+        """A value that rests and steps.  Each slot of time holds one step at a place that is drawn for it."""
+        slot = int(seconds // slot_seconds)
+        clock = timing or name
+        quick, slow = move_seconds
+        begin = (slot + 0.6 * self._chance("begin", clock, slot)) * slot_seconds
+        took = (seconds - begin) / (quick + (slow - quick) * self._chance("took", clock, slot))
+        share = ease(0.0, 1.0, took)
+
+        def place(of: int) -> float:
+            if of < 0 or self._chance("zero", clock, of) < at_zero:
+                return 0.0
+            return 2 * self._chance(*name, of) - 1
+
+        return place(slot - 1) * (1 - share) + place(slot) * share
 
     def _blink_at(self, seconds: float) -> float:
         """How far the lids are closed.  Time is cut into equal slots; each holds one blink at a place drawn for it."""
@@ -168,6 +238,11 @@ class Motion:
         """A number in [0, 1) that only the seed and the key decide."""
         name = ":".join(map(str, (self._seed, *key))).encode()
         return int.from_bytes(hashlib.blake2b(name, digest_size=6).digest(), "little") / 2**48
+
+
+def _between(low: float, high: float, value: float, most: float, least: float = 0.0) -> float:
+    """0 at `low`, 1 at `high`."""
+    return min(most, max(least, (value - low) / (high - low)))
 
 
 def _lids(seconds: float) -> float:

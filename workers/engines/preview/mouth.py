@@ -198,12 +198,14 @@ class MouthWarp:
         """The mouth of one pose."""
         g, gain = self.geometry, self._strength
         half = g.half
-        closing = ease(0.17, 0.45, pose.close)
+        closing = ease(0.28, 0.58, pose.close)
         talk = ease(0.15, 0.5, pose.talk)
         rounding, spread = pose.round * talk, (pose.wide - 0.35) * talk
         opening = self._opening(pose, closing, talk)
 
-        columns = self._source_columns(1 + 0.11 * spread * gain - 0.27 * rounding * gain * (1 - 0.3 * closing))
+        # A grin is not kept while talking: its corners come in a little.
+        stretch = 1 + 0.11 * spread * gain - 0.27 * rounding * gain * (1 - 0.3 * closing)
+        columns = self._source_columns(stretch - (0.07 * talk if g.parted else 0.0))
         source = g.lines.at(columns, g.u)
         across = (columns - np.float32(g.centre)) / np.float32(half)
         distance = np.abs(across)
@@ -251,13 +253,13 @@ class MouthWarp:
         """Distance of the lips at the centre, in pixels."""
         g, gain = self.geometry, self._strength
         apart = 1 - closing
-        wanted = 0.56 * gain * max(0.0, pose.open - 0.05) ** 1.05 * (0.72 + 0.4 * pose.level) * talk
+        wanted = (0.40 if g.parted else 0.50) * gain * pose.open * (0.85 + 0.25 * pose.level) * talk
         opening = g.half * max(wanted, gain * (0.085 * pose.teeth + 0.09 * pose.tuck) * talk) * apart
         if not g.parted:
             return opening + (1 - talk) * apart * min(g.gap, 0.04 * g.half) + talk * apart * min(g.gap, 0.03 * g.half)
         # A portrait with parted lips keeps them nearly together in short pauses and relaxes to its smile in long ones.
         resting = g.gap * (0.16 + 0.40 * ease(0.8, 2.4, pose.rest_seconds))
-        opening += 0.45 * g.gap * min(1.0, 1.3 * pose.open) * talk * apart
+        opening += 0.25 * g.gap * min(1.0, 1.3 * pose.open) * talk * apart
         return opening + (1 - talk) * apart * resting + talk * apart * min(g.gap, 0.03 * g.half)
 
     def _source_columns(self, stretch: float) -> Floats:
@@ -276,7 +278,7 @@ class MouthWarp:
         left, right = self.geometry.inner
         t = np.clip(np.abs((columns - (left + right) / 2) / ((right - left) / 2)), 0, 1)
         power = 2.0 + 0.8 * max(0.0, opened - 0.45) + 0.9 * rounding
-        lens = np.maximum(0, 1 - t**power)
+        lens = np.maximum(0, 1 - t**power) ** 1.2
         round_shape = np.sqrt(np.maximum(0, 1 - t * t))
         return (lens * (1 - 0.25 * rounding) + 0.25 * rounding * round_shape).astype(np.float32)
 

@@ -65,16 +65,26 @@ class Renderer:
             self._paint(frame, patch, (rows, columns), mouth_u, mouth_v)
 
     def _move_eyes(self, x: Floats, y: Floats, pose: Pose) -> None:
-        if pose.blink <= 0 and pose.brow <= 1e-3:
+        lids = pose.blink > 0 or pose.brow > 1e-3
+        glances = abs(pose.gaze_x) > 1e-3 or abs(pose.gaze_y) > 1e-3
+        if not lids and not glances:
             return
         for eye in self._eyes:
             rows, columns = eye.axes.region(eye.u[0], eye.v[0], len(eye.u), len(eye.v), self._margin, self._size)
             at_u, at_v = eye.axes.local_maps(x[rows, columns], y[rows, columns], eye.u[0], eye.v[0])
-            field = eye.displacement(pose.blink, pose.brow)
-            down = cv2.remap(field, at_u, at_v, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT)
             (cos, sin), _ = eye.axes.turn.astype(np.float32)
-            x[rows, columns] -= sin * down
-            y[rows, columns] += cos * down
+            if glances:
+                along, across = eye.glance(pose.gaze_x, pose.gaze_y, pose.blink)
+                ball = cv2.remap(eye.ball, at_u, at_v, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT)
+                x[rows, columns] += (cos * along - sin * across) * ball
+                y[rows, columns] += (sin * along + cos * across) * ball
+            if lids:
+                field = eye.displacement(pose.blink, pose.brow)
+                # Between the lids the field jumps: anything between its two sides would show the white of a closed eye.
+                how = cv2.INTER_NEAREST if pose.blink > 0 else cv2.INTER_LINEAR
+                down = cv2.remap(field, at_u, at_v, how, borderMode=cv2.BORDER_CONSTANT)
+                x[rows, columns] -= sin * down
+                y[rows, columns] += cos * down
 
     def _read_photo(self, x: Floats, y: Floats) -> Pixels:
         """The person moved: Y, Cb, Cr times cover, and cover, uint8 [height, width, 4]."""

@@ -1,0 +1,83 @@
+"""What a film's whole audio tells the engine, measured once: the speech's level, and how far its curves reach.
+
+Voices differ: a quiet or synthetic one moves the network's curves half as far as a lively one.  The ranges measured
+here let the renderer open every mouth to a natural width, whoever speaks.  Only numpy is needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from workers.engines.contract import DRIVING_RATE, DrivingAudio
+from workers.engines.preview import loudness
+from workers.engines.preview.articulation import FUTURE, RATE, UNIT, Curve, SpeechCurves, SpeechNetwork
+
+_MOST_SECONDS = 600  # of the film that are looked at, spread evenly: the time this takes does not grow with the film
+_LEAST_VALUES = 3 * RATE  # of speech; with fewer there is nothing to measure
+_SPEAKS = UNIT // 2
+_AUDIBLE = -12 * UNIT  # natural logarithm of energy, about 20 dB under the level of speech
+_SMOOTH = np.hanning(11)[1:-1] / np.hanning(11).sum()  # as motion.py smooths the jaw
+_EDGE = len(_SMOOTH) // 2
+_LEAST = 0.18  # distance of a range's ends: a hum must not be blown up to a shout
+
+
+@dataclass(frozen=True)
+class SpeechRange:
+    """Where the curves of one voice lie while it speaks, 0..1."""
+
+    open_low: float = 0.15  # 15th percentile
+    open_high: float = 0.55  # 92nd
+    wide_middle: float = 0.40  # median
+    wide_high: float = 0.60  # 90th
+    round_low: float = 0.08  # 30th
+    round_high: float = 0.50  # 95th
+
+    @classmethod
+    def from_facts(cls, facts: Mapping[str, Any]) -> SpeechRange:
+        """Read from a film's facts."""
+        return cls(**{name: float(value) for name, value in facts["speech_range"].items()})
+
+
+def measure(audio: DrivingAudio, network: SpeechNetwork | None = None) -> dict[str, Any]:
+    """{"speech_gain": see loudness.measure, "speech_range": the fields of SpeechRange}.
+
+    Percentiles over all frames in which somebody speaks; without speech, or with less than three seconds of it, those
+    of an ordinary voice.
+    """
+    facts = loudness.measure(audio)
+    seconds = len(audio) // DRIVING_RATE
+    speech = SpeechCurves(network or SpeechNetwork(), audio, facts["speech_gain"])
+    looked_at = np.unique(np.linspace(0, max(0, seconds - 1), min(max(1, seconds), _MOST_SECONDS)).astype(int))
+    kept = []
+    for second in looked_at.tolist():
+        start = second * RATE + FUTURE  # exactly one block of the curves
+        curves = speech.window(start, start + RATE)
+        heard = ((curves[:, Curve.TALK] > _SPEAKS) & (curves[:, Curve.LEVEL] > _AUDIBLE))[_EDGE:-_EDGE]
+        if heard.any():
+            smooth = [np.convolve(curves[:, c] / UNIT, _SMOOTH, "valid") for c in (Curve.OPEN, Curve.WIDE, Curve.ROUND)]
+            kept.append(np.stack(smooth, axis=1)[heard])
+    return {**facts, "speech_range": asdict(_ranges(np.concatenate(kept) if kept else np.empty((0, 3))))}
+
+
+def _ranges(values: np.ndarray[Any, np.dtype[np.float64]]) -> SpeechRange:
+    usual = SpeechRange()
+    if len(values) < _LEAST_VALUES:
+        return usual
+    opened, wide, rounded = values.T
+    low, high = np.percentile(opened, (15, 92))
+    middle, widest = np.percentile(wide, (50, 90))
+    least_round, most_round = np.percentile(rounded, (30, 95))
+    found = SpeechRange(
+        open_low=min(low, 0.35),
+        open_high=max(high, min(low, 0.35) + _LEAST),
+        wide_middle=middle,
+        wide_high=max(widest, middle + _LEAST / 2),
+        round_low=least_round,
+        round_high=max(most_round, least_round + _LEAST),
+    )
+    # Three digits are plenty and survive any text format on the way to a segment.
+    return SpeechRange(**{name: round(float(value), 3) for name, value in asdict(found).items()})
