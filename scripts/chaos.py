@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import random
 import signal
 import sqlite3
@@ -33,8 +34,10 @@ from redis.exceptions import RedisError
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from farm.config import load_settings  # noqa: E402
 from farm.errors import FarmError  # noqa: E402
 from farm.ledger import Ledger, control, read  # noqa: E402
+from farm.ledger.audit import audit  # noqa: E402
 from farm.media.verify import frame_hashes  # noqa: E402
 from farm.states import ArtifactKind, JobState, SegmentKind, WorkerState  # noqa: E402
 from tests.conftest import private_folder  # noqa: E402
@@ -504,12 +507,8 @@ def judge(chaos: Chaos, reference: dict[str, list[str]], ended: bool) -> dict[st
             wrong.append(f"job {job.id} has no film")
         elif frame_hashes(Path(film.path)) != reference[job.name.partition("-")[0]]:
             wrong.append(f"the film of job {job.id} ({job.name}) has other frames")
-    try:
-        from farm.ledger.audit import audit
-
-        violations = [str(violation) for violation in audit(ledger)]
-    except ImportError:
-        violations = []
+    os.environ.update({key: value for key, value in chaos.farm.environment.items() if key.startswith("FARM_")})
+    violations = [str(violation) for violation in audit(ledger, load_settings(), check_files=True)]
     attempts: Counter[str] = Counter()
     wasted = 0
     publications: Counter[int] = Counter()
