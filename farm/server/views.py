@@ -71,6 +71,7 @@ def told(job: Job, sentence: str | None) -> str | None:
     if sentence is None:
         return None
     for what, path in (("portrait", job.portrait), ("audio", job.audio)):
+        sentence = sentence.removeprefix(f"{what} {path}: ")
         sentence = sentence.replace(f"{what} {path}", f"the {what}").replace(path, f"the {what}")
     return sentence[:1].upper() + sentence[1:]
 
