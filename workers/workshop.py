@@ -38,10 +38,17 @@ class Workshop:
         **kwargs: P.kwargs,
     ) -> Future[T]:
         """Start `function` in the child.  Arguments and result must be picklable; nothing of a user's is executed."""
+        try:
+            return self._start().submit(function, *args, **kwargs)
+        except BrokenProcessPool:  # the child died while it had nothing to do
+            self.kill()
+            return self._start().submit(function, *args, **kwargs)
+
+    def _start(self) -> ProcessPoolExecutor:
         if self._pool is None:
             context = multiprocessing.get_context("spawn")  # a fork would copy this process's threads' locks
             self._pool = ProcessPoolExecutor(1, mp_context=context, initializer=_be_a_child, initargs=(os.getpid(),))
-        return self._pool.submit(function, *args, **kwargs)
+        return self._pool
 
     def wait(self, future: Future[T], *, timeout_seconds: float, why_stop: Callable[[], str | None]) -> T:
         """The function's result.
