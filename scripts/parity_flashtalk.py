@@ -43,10 +43,7 @@ class Upstream:
     def __init__(self, path: Path) -> None:
         if not (path / "flash_talk").is_dir():
             raise SystemExit(f"{path} is no checkout of SoulX-FlashTalk: there is no folder flash_talk in it")
-        commit = subprocess.run(
-            ["git", "-C", str(path), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-        )
-        self.commit = commit.stdout.strip()[:12] or "unknown"
+        self.commit = read_commit(path)
         import diffusers.models.modeling_utils  # noqa: F401  (must look for its packages before the stand-ins exist)
         from transformers import Wav2Vec2FeatureExtractor, Wav2Vec2Model  # noqa: F401
 
@@ -111,6 +108,15 @@ class Upstream:
         wrapper.scale = [wrapper.mean, wrapper.inv_std]
         wrapper.model = model.eval().requires_grad_(False)
         return wrapper
+
+
+def read_commit(path: Path) -> str:
+    """The checkout's commit; unknown where the folder is no repository of its own."""
+    asked = ["git", "-C", str(path), "rev-parse", "--show-toplevel", "HEAD"]
+    done = subprocess.run(asked, capture_output=True, text=True, check=False)
+    lines = done.stdout.split()
+    own = done.returncode == 0 and len(lines) == 2 and Path(lines[0]) == path.resolve()
+    return lines[1][:12] if own else "unknown"
 
 
 def fill(model: Any, source: RandomSource, dtype: torch.dtype) -> None:

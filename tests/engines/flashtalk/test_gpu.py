@@ -143,6 +143,7 @@ def test_a_24_gb_card_suffices_and_a_resumed_film_is_the_film(lean: Any, film: A
 
 def test_a_chunk_begun_ahead_is_the_one_that_the_next_segment_renders(lean: Any, film: Any) -> None:
     request = film(**SIZE, total_frames=84)
+    lean.renders_ahead = True
     session = lean.begin(request, 0, None)
     session.step()
     carry = session.carry()
@@ -150,6 +151,7 @@ def test_a_chunk_begun_ahead_is_the_one_that_the_next_segment_renders(lean: Any,
     taken_over = lean.begin(request, 28, carry)
     assert taken_over._ahead is not None
     following = taken_over.step()
+    lean.renders_ahead = False
     lean._ahead = None
     again = lean.begin(request, 28, carry)
     assert again._ahead is None

@@ -84,6 +84,8 @@ class FlashTalkEngine:
         self._films: dict[str, Film] = {}
         self._ahead: tuple[str, Rendered] | None = None
         self._loaded = False
+        self._lean = settings.residency == "lean"
+        self.renders_ahead = not self._lean
 
     # -- loading ----------------------------------------------------------------------------------------------------
 
@@ -96,7 +98,6 @@ class FlashTalkEngine:
         settings = self._settings
         self.device = _device(settings)
         self.dtype = torch.float32 if self.device.type == "cpu" else torch.bfloat16
-        lean = settings.residency == "lean"
         if self.device.type == "cuda" and settings.memory_limit_gb:
             share = settings.memory_limit_gb * 1e9 / torch.cuda.get_device_properties(self.device).total_memory
             torch.cuda.set_per_process_memory_fraction(min(1.0, share), self.device)
@@ -120,8 +121,8 @@ class FlashTalkEngine:
                 self.device,
                 self.dtype,
                 form,
-                fold_speech=not lean,
-                keep_context_weights=not lean,
+                fold_speech=not self._lean,
+                keep_context_weights=not self._lean,
             )
             rounding = settings.latent_constants == "upstream"
             self.vae = Vae(
@@ -130,9 +131,9 @@ class FlashTalkEngine:
                 self.device,
                 self.dtype,
                 upstream_rounding=rounding,
-                stacked=() if lean else None,
+                stacked=() if self._lean else None,
             )
-            self.vae_part = 1 if lean else 0
+            self.vae_part = 1 if self._lean else 0
             self.speech = self._load_speech(tiny)
             if self.device.type == "cuda":
                 self._aside = torch.cuda.Stream(self.device)
@@ -377,6 +378,9 @@ class FlashTalkEngine:
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """uint8 frames [28, H, W, 3], whether all pixels are numbers, and the next motion latents."""
         latents = self._denoise(film, chunk, taps, motion, noise, attention_name)
+        if self._lean and self.device.type == "cuda":
+            # What the blocks worked in is of no use to the decoder as it is cut, and there is no room for both.
+            torch.cuda.empty_cache()
         frames = self.vae.decode(latents, self.vae_part, MOTION_FRAMES)
         frames = colour.match_colour(frames, film.reference, film.job.colour_match)
         finite = torch.isfinite(frames).all()
@@ -448,7 +452,7 @@ class FlashTalkSession:
         with named_faults(), torch.inference_mode():
             now = self._ahead or self._start(self._next, self._motion)
             self._ahead = None
-            if now.done is not None and self._next + 1 < self._chunks and self._film.key:
+            if now.done is not None and self._engine.renders_ahead and self._next + 1 < self._chunks:
                 self._ahead = self._start(self._next + 1, now.motion)
             if now.done is not None:
                 now.done.synchronize()

@@ -30,7 +30,7 @@ STD = (
     *(3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160),
 )
 UNSTACKED = ("encoder.conv1.weight", "decoder.conv1.weight")
-LEAN_FRAMES = 2  # full-size frames that a decode in parts works on at once
+LEAN_FRAMES = 1  # full-size frames that a decode in parts works on at once
 HISTORY = 2  # frames that a causal convolution of size three looks back
 
 STACKED = (96, 384)  # channel counts whose convolutions run faster as planes of three stacked frames
