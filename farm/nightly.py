@@ -38,6 +38,7 @@ from farm.submit import Submission, submit
 log = logging.getLogger(__name__)
 
 LOOK_SECONDS = 1.0
+STARTING_SECONDS = 30.0  # before it is said that no worker takes the work: they may just be starting
 LOCK = "nightly.lock"
 OPEN = [state for state in JobState if state not in FINISHED]
 REPLACED = "replaced by its lecture's newer portrait, audio or settings"
@@ -253,11 +254,11 @@ def _wait(ledger: Ledger, watched: set[int], is_over: Callable[[], bool], look_s
     Returns why no worker takes what is left, if that is so.
     """
     told: set[str] = set()
-    left = watched
+    left, began = watched, time.monotonic()
     while left := {job.id for job in _jobs(ledger, left, OPEN) if not job.paused}:
         stuck = [item.reason for item in read.stuck(ledger, sample=_IDS_PER_QUERY) if left & set(item.job_ids)]
         for sentence in stuck:
-            if sentence not in told:
+            if sentence not in told and time.monotonic() - began > STARTING_SECONDS:
                 told.add(sentence)
                 log.warning("%s", sentence)
         if is_over():

@@ -264,8 +264,9 @@ def send_mail(summary: Summary, settings: MailSettings) -> None:
     mail = EmailMessage()
     mail["Subject"] = f"{summary.name}: {summary.headline()}"
     mail["From"], mail["To"] = settings.sender, ", ".join(settings.to)
-    mail.set_content(as_text(summary))
-    mail.add_alternative(as_page(summary), subtype="html")
+    # Quoted, because not every mail server passes eight bits.
+    mail.set_content(as_text(summary), cte="quoted-printable")
+    mail.add_alternative(as_page(summary), subtype="html", cte="quoted-printable")
     trust = ssl.create_default_context()
     if settings.security == "tls":
         server: smtplib.SMTP = smtplib.SMTP_SSL(settings.host, settings.port, timeout=PATIENCE_SECONDS, context=trust)
