@@ -73,8 +73,14 @@ def _orphans(ledger: Ledger, settings: Settings) -> list[Garbage]:
     return found
 
 
-def remove(ledger: Ledger, garbage: Sequence[Garbage]) -> None:
-    """Delete the files; the ledger forgets them first, so that it never promises a file that is gone."""
-    forget_artifacts(ledger, [g.artifact_id for g in garbage if g.artifact_id is not None])
-    for item in garbage:
+def remove(ledger: Ledger, garbage: Sequence[Garbage]) -> list[Garbage]:
+    """Delete the files and return what was deleted.
+
+    The ledger forgets them first, so that it never promises a file that is gone.  What belongs to a job that a person
+    retried since the garbage was found stays.
+    """
+    forgotten = forget_artifacts(ledger, [g.artifact_id for g in garbage if g.artifact_id is not None])
+    deleted = [item for item in garbage if item.artifact_id is None or item.artifact_id in forgotten]
+    for item in deleted:
         Path(item.path).unlink(missing_ok=True)
+    return deleted

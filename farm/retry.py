@@ -15,6 +15,7 @@ from farm.errors import (
     NotEnoughRoom,
     OutOfMemory,
 )
+from farm.logs import redact
 from farm.states import Event
 
 _DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
@@ -76,7 +77,7 @@ def classify(error: BaseException) -> str:
 def decide(error: BaseException, *, errors_before: int, was_smaller: bool, policy: RetryPolicy) -> Decision:
     """What to do after `error` ended an attempt of a segment that had failed `errors_before` times already."""
     failure = classify(error)
-    reason = str(error) or type(error).__name__
+    reason = redact(str(error)) or type(error).__name__  # it is kept in the ledger and shown to everybody
     if failure in ("stop", "room", "ledger"):
         # A segment that found no room may go elsewhere at once; its worker does not claim again before it has room.
         return Decision(Event.INTERRUPT, reason, failure)

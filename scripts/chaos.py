@@ -507,7 +507,7 @@ def judge(chaos: Chaos, reference: dict[str, list[str]], ended: bool) -> dict[st
             wrong.append(f"job {job.id} has no film")
         elif frame_hashes(Path(film.path)) != reference[job.name.partition("-")[0]]:
             wrong.append(f"the film of job {job.id} ({job.name}) has other frames")
-    os.environ.update({key: value for key, value in chaos.farm.environment.items() if key.startswith("FARM_")})
+    os.environ.update({key: value for key, value in chaos.farm.env.items() if key.startswith("FARM_")})
     violations = [str(violation) for violation in audit(ledger, load_settings(), check_files=True)]
     attempts: Counter[str] = Counter()
     wasted = 0

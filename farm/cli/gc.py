@@ -27,9 +27,9 @@ def gc(farm: Farm, days: float, keep_gb: float | None, dry_run: bool, as_json: b
         farm gc --keep-gb 200
     """
     garbage: list[Garbage] = find_garbage(farm.ledger, farm.settings, older_than_days=days, keep_gb=keep_gb)
-    total = sum(item.size_bytes for item in garbage)
     if not dry_run:
-        remove(farm.ledger, garbage)
+        garbage = remove(farm.ledger, garbage)
+    total = sum(item.size_bytes for item in garbage)
     if as_json:
         for item in garbage:
             echo_json(item)

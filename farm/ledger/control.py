@@ -5,15 +5,15 @@ All of it is written here first; running workers read it at their next chunk.
 
 from __future__ import annotations
 
-from sqlalchemy import insert, select, update
+from sqlalchemy import func, insert, select, update
 from sqlalchemy.orm import Session
 
-from farm.errors import NotFound
+from farm.errors import InputError, NotFound
 from farm.ledger.history import append
 from farm.ledger.ripple import hold, ready_all, ripple
 from farm.ledger.store import Ledger, db_now
-from farm.ledger.tables import NO_DEADLINE, AttemptRow, JobRow, OutboxRow, SegmentRow, WorkerRow
-from farm.states import FINISHED, Event, JobState, SegmentState, WorkerState, after, states_before
+from farm.ledger.tables import NO_DEADLINE, ArtifactRow, AttemptRow, JobRow, OutboxRow, SegmentRow, WorkerRow
+from farm.states import FINISHED, ArtifactKind, Event, JobState, SegmentState, WorkerState, after, states_before
 
 
 def cancel(ledger: Ledger, job_id: int, *, reason: str = "cancelled by request") -> bool:
@@ -90,11 +90,20 @@ def retry(ledger: Ledger, job_id: int, *, segment_number: int | None = None) -> 
     """Put a job's failed and cancelled segments back into the queue; published work stays.
 
     With `segment_number` (counted from 0) only that render segment is put back.  Forgives the workers what they
-    failed in this job.  Returns how many segments were put back.  Raises NotFound.
+    failed in this job.  Returns how many segments were put back.  Raises NotFound, and InputError when its working
+    files were deleted since.
     """
 
     def story(session: Session) -> int:
-        _job(session, job_id)
+        job = _job(session, job_id)
+        if (
+            job.state is not JobState.SUCCEEDED
+            and job.total_frames is not None
+            and not _has_working_files(session, job_id)
+        ):
+            raise InputError(
+                f"the working files of job {job_id} were deleted by `farm gc`; submit its row with --again"
+            )
         put_back = 0
         for state in states_before(Event.REQUEUE):
             query = update(SegmentRow).where(SegmentRow.job_id == job_id, SegmentRow.state == state)
@@ -192,6 +201,13 @@ def resume_worker(ledger: Ledger, name: str) -> None:
         session.execute(insert(OutboxRow).values(queue=row.queue, created_at=db_now()))
 
     ledger.write(story)
+
+
+def _has_working_files(session: Session, job_id: int) -> bool:
+    """Whether `farm gc`, which takes a job's oldest files first, has spared it."""
+    oldest = (ArtifactKind.PORTRAIT, ArtifactKind.DRIVING)
+    kept = select(func.count()).where(ArtifactRow.job_id == job_id, ArtifactRow.kind.in_(oldest))
+    return session.scalar(kept) == len(oldest)
 
 
 def _job(session: Session, job_id: int) -> JobRow:

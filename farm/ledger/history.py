@@ -7,6 +7,7 @@ from sqlalchemy.orm import Session
 
 from farm.ledger.store import db_now
 from farm.ledger.tables import EventRow
+from farm.logs import redact
 
 DETAIL_LIMIT = 2000  # characters; a library's endless error text must not swell the history
 
@@ -32,6 +33,6 @@ def append(
             segment_id=segment_id,
             attempt=attempt,
             worker=worker,
-            detail=detail[:DETAIL_LIMIT] if detail else None,
+            detail=redact(detail)[:DETAIL_LIMIT] if detail else None,
         )
     )

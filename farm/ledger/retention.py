@@ -42,9 +42,23 @@ def open_job_ids(ledger: Ledger) -> list[int]:
         return list(session.scalars(select(JobRow.id).where(JobRow.state.not_in(list(FINISHED)))))
 
 
-def forget_artifacts(ledger: Ledger, ids: Sequence[int]) -> None:
-    def story(session: Session) -> None:
-        for start in range(0, len(ids), _PER_STATEMENT):
-            session.execute(delete(ArtifactRow).where(ArtifactRow.id.in_(list(ids[start : start + _PER_STATEMENT]))))
+def forget_artifacts(ledger: Ledger, ids: Sequence[int]) -> set[int]:
+    """Forget these working files, but for those of jobs that were retried meanwhile.  Returns what was forgotten."""
 
-    ledger.write(story)
+    def story(session: Session) -> set[int]:
+        forgotten: set[int] = set()
+        for start in range(0, len(ids), _PER_STATEMENT):
+            some = ArtifactRow.id.in_(list(ids[start : start + _PER_STATEMENT]))
+            jobs = select(ArtifactRow.job_id).where(some)
+            # A retry waits for this lock, and then finds the files gone instead of losing them while it runs.
+            ended = session.scalars(
+                select(JobRow.id)
+                .where(JobRow.id.in_(jobs), JobRow.state.in_(list(FINISHED)))
+                .order_by(JobRow.id)
+                .with_for_update(key_share=True)
+            ).all()
+            gone = delete(ArtifactRow).where(some, ArtifactRow.job_id.in_(ended)).returning(ArtifactRow.id)
+            forgotten.update(session.scalars(gone))
+        return forgotten
+
+    return ledger.write(story)

@@ -1,0 +1,172 @@
+"""`farm gc` deletes what no job needs, and a job that comes back meanwhile keeps all that it has."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from farm.artifacts import JobFolder, seal, staging_name
+from farm.config import Settings, load_settings
+from farm.errors import InputError
+from farm.ledger import Ledger, control, moves, open_ledger, read
+from farm.ledger.intake import take_in
+from farm.ledger.migrate import ensure_current
+from farm.ledger.values import JobRequest, Lease, NewArtifact
+from farm.planning import PlannedSegment
+from farm.retention import find_garbage, remove
+from farm.retry import Decision
+from farm.states import ArtifactKind, Continuity, Event, JobState
+
+
+@pytest.fixture
+def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    monkeypatch.setenv("FARM_HOME", str(tmp_path))
+    return load_settings()
+
+
+@pytest.fixture
+def ledger(settings: Settings) -> Iterator[Ledger]:
+    ledger = open_ledger(settings.ledger)
+    ensure_current(ledger)
+    yield ledger
+    ledger.close()
+
+
+def submit(ledger: Ledger, name: str) -> int:
+    request = JobRequest(
+        row_number=2,
+        key=name,
+        name=name,
+        owner="me",
+        tags=(),
+        portrait="/p.png",
+        portrait_sha256="0" * 64,
+        audio="/a.wav",
+        audio_sha256="0" * 64,
+        audio_seconds=2.0,
+        output=f"/films/{name}.mp4",
+        model="preview",
+        preset="natural",
+        queue="preview",
+        settings={},
+        prompt="",
+        seed=1,
+        width=64,
+        height=64,
+        fps=(25, 1),
+        continuity=Continuity.CARRY,
+        priority=0,
+        due=None,
+    )
+    return take_in(ledger, [request], name="b", source="b", owner="me").new_job_ids[0]
+
+
+def artifact(settings: Settings, lease: Lease, kind: ArtifactKind, size: int = 1000) -> NewArtifact:
+    folder = JobFolder(settings.artifacts_dir, lease.job.id).make()
+    final = folder.file(f"{kind}{lease.segment.number}.bin", lease.token)
+    staged = staging_name(final, lease.token)
+    staged.write_bytes(b"x" * size)
+    return seal(staged, final, kind)
+
+
+def take(ledger: Ledger, queue: str) -> Lease:
+    lease = moves.claim(ledger, worker="w", queue=queue, device="cpu", ttl_seconds=30)
+    assert lease is not None
+    return lease
+
+
+def render_one_of_two(ledger: Ledger, settings: Settings, name: str) -> tuple[int, Lease]:
+    """A job with its first segment published and its second under lease."""
+    job_id = submit(ledger, name)
+    prepare = take(ledger, "cpu")
+    made = [artifact(settings, prepare, ArtifactKind.PORTRAIT), artifact(settings, prepare, ArtifactKind.DRIVING)]
+    plan = [PlannedSegment(0, 25, False), PlannedSegment(25, 25, True)]
+    values = {"total_frames": 50, "audio_rate": 16_000, "audio_samples": 32_000}
+    moves.publish_plan(ledger, prepare, artifacts=made, job=values, plan=plan, queue="preview")
+    first = take(ledger, "preview")
+    moves.publish(ledger, first, artifacts=[artifact(settings, first, ArtifactKind.SEGMENT)], carry=b"c", frames=25)
+    return job_id, take(ledger, "preview")
+
+
+def fail(ledger: Ledger, lease: Lease) -> None:
+    moves.release(ledger, lease, Decision(Event.FAIL, "given up", "engine"))
+
+
+def files(settings: Settings) -> set[str]:
+    return {str(path) for path in settings.artifacts_dir.rglob("*") if path.is_file()}
+
+
+def test_files_of_a_job_that_lives_are_never_garbage(ledger: Ledger, settings: Settings) -> None:
+    render_one_of_two(ledger, settings, "lives")
+    assert find_garbage(ledger, settings, older_than_days=0) == []
+    assert find_garbage(ledger, settings, older_than_days=0, keep_gb=0) == []
+
+
+def test_a_dry_run_deletes_nothing_and_a_real_one_just_what_it_named(ledger: Ledger, settings: Settings) -> None:
+    _, lease = render_one_of_two(ledger, settings, "ended")
+    fail(ledger, lease)
+    render_one_of_two(ledger, settings, "lives")
+    before = files(settings)
+
+    garbage = find_garbage(ledger, settings, older_than_days=-1)
+    assert files(settings) == before
+    assert len(garbage) == 3
+    assert remove(ledger, garbage) == garbage
+    assert before - files(settings) == {item.path for item in garbage}
+    assert find_garbage(ledger, settings, older_than_days=-1) == []
+
+
+def test_younger_files_stay_and_by_size_the_oldest_go_first(ledger: Ledger, settings: Settings) -> None:
+    first, lease = render_one_of_two(ledger, settings, "first")
+    fail(ledger, lease)
+    _, lease = render_one_of_two(ledger, settings, "second")
+    fail(ledger, lease)
+    assert find_garbage(ledger, settings, older_than_days=1) == []
+
+    chosen = find_garbage(ledger, settings, older_than_days=1, keep_gb=3000 / 1e9)
+    folder = JobFolder(settings.artifacts_dir, first).path
+    assert len(chosen) == 3
+    assert all(Path(item.path).is_relative_to(folder) for item in chosen)
+
+
+def test_a_job_that_is_retried_between_looking_and_deleting_keeps_its_files(ledger: Ledger, settings: Settings) -> None:
+    job_id, lease = render_one_of_two(ledger, settings, "back")
+    fail(ledger, lease)
+    garbage = find_garbage(ledger, settings, older_than_days=-1)
+    before = files(settings)
+
+    assert control.retry(ledger, job_id) == 1
+    assert remove(ledger, garbage) == []
+    assert files(settings) == before
+    assert len(read.artifacts(ledger, job_id)) == 3
+
+
+def test_a_retry_after_the_files_are_gone_is_refused_with_a_way_out(ledger: Ledger, settings: Settings) -> None:
+    job_id, lease = render_one_of_two(ledger, settings, "late")
+    fail(ledger, lease)
+    remove(ledger, find_garbage(ledger, settings, older_than_days=-1))
+    with pytest.raises(InputError, match=r"deleted by `farm gc`; submit its row with --again"):
+        control.retry(ledger, job_id)
+    assert read.job(ledger, job_id).state is JobState.FAILED
+
+
+def test_what_dead_attempts_left_goes_after_a_day_also_from_a_job_that_lives(
+    ledger: Ledger, settings: Settings
+) -> None:
+    job_id, lease = render_one_of_two(ledger, settings, "long")
+    folder = JobFolder(settings.artifacts_dir, job_id)
+    final = folder.segment(1, lease.token, ".mp4")
+    old, fresh = staging_name(final, lease.token), staging_name(final, lease.token + 1)
+    for path in (old, fresh):
+        path.write_bytes(b"half a segment")
+    yesterday = time.time() - 25 * 3600
+    os.utime(old, (yesterday, yesterday))
+
+    garbage = find_garbage(ledger, settings, older_than_days=14)
+    assert [item.path for item in garbage] == [str(old)]
+    assert remove(ledger, garbage) == garbage
+    assert fresh.exists() and not old.exists()
