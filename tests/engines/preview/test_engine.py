@@ -98,7 +98,7 @@ def test_an_engine_must_be_loaded_first(make_film: MakeFilm) -> None:
         make_engine({}).begin(make_film(), 0, None)
 
 
-def test_the_speech_gain_is_measured_when_nobody_did(engine: Engine, make_film: MakeFilm) -> None:
+def test_the_sound_is_measured_when_nobody_did(engine: Engine, make_film: MakeFilm) -> None:
     film = make_film(total_frames=25)
     unmeasured = dataclasses.replace(film, facts={})
     assert np.array_equal(render(engine, film), render(engine, unmeasured))
@@ -138,8 +138,8 @@ def test_naming_the_engine_does_not_load_opencv() -> None:
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
-def test_measuring_loudness_needs_only_numpy() -> None:
-    code = "import sys, workers.engines.preview.loudness; sys.exit('cv2' in sys.modules)"
+def test_measuring_a_films_sound_needs_only_numpy() -> None:
+    code = "import sys, workers.engines.preview.film_facts; sys.exit('cv2' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 

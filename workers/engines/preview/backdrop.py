@@ -33,7 +33,9 @@ def measure_backdrop(portrait: FramedPortrait) -> Backdrop | None:
     cover = smoothstep(0.22, 0.80, _guided(grey, matte, radius, 1e-4)).astype(np.float32)
     # Wisps of hair that the matte misses belong to neither layer: the plate forgets a ring around the person.
     ring = max(2, min(image.shape[:2]) // _RING)
-    person = cv2.dilate((cover > 0.03).astype(np.uint8), cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * ring + 1,) * 2))
+    person = cv2.dilate(
+        (cover > 0.03).astype(np.uint8), cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * ring + 1,) * 2)
+    )
     if (person == 0).mean() <= 0.02:
         return None
     filled = np.clip(_fill(image, person == 0), 0, 255).astype(np.uint8)

@@ -35,7 +35,7 @@ class Eye:
     ball: Floats  # [rows, columns], 1 at the iris, 0 at the lids and the corners: by how much a glance moves a pixel
 
     def glance(self, x: float, y: float, blink: float) -> tuple[np.float32, np.float32]:
-        """By how many pixels of `ball` a glance, -1..1 either way, moves the picture of the iris; lids are in its way."""
+        """Pixels by which a glance, -1..1 either way, moves where `ball` is 1; closing lids stop it."""
         free = max(0.0, 1 - 1.5 * blink)
         return np.float32(-0.13 * self.half * x * free), np.float32(-0.05 * self.half * y * free)
 

@@ -136,7 +136,9 @@ class Motion:
 
         for k in range(count):
             seconds = (first + k) * denominator / numerator
-            yield self._pose(seconds, {c: mouth[c][k] for c in mouth}, levels[k], nods[k], brows[k], rests[k], phrases[k])
+            yield self._pose(
+                seconds, {c: mouth[c][k] for c in mouth}, levels[k], nods[k], brows[k], rests[k], phrases[k]
+            )
 
     def _pose(
         self,

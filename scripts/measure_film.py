@@ -1,0 +1,312 @@
+#!/usr/bin/env python3
+"""What a finished film shows: does the mouth follow the speech, does the face live, does the picture hold still?
+
+    .venv/bin/python scripts/measure_film.py FILM.mp4 [--audio SPEECH]
+
+The frames are decoded and the face mesh is run on each of them, so the figures are those of the picture and not of the
+commands that drew it.  The sound is the film's own unless --audio names another.  The control curve is what our speech
+network makes of that sound; a mesh that follows the picture lags by nothing if the film is in sync.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import dataclass, fields
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from farm.errors import FarmError, InputError  # noqa: E402
+from workers.engines.contract import DRIVING_RATE  # noqa: E402
+from workers.engines.preview import film_facts, landmarks  # noqa: E402
+from workers.engines.preview.articulation import SpeechCurves, SpeechNetwork  # noqa: E402
+from workers.engines.preview.face import FaceReader  # noqa: E402
+from workers.engines.preview.film_facts import SpeechRange  # noqa: E402
+from workers.engines.preview.motion import Motion, Pose  # noqa: E402
+from workers.engines.preview.settings import PreviewSettings  # noqa: E402
+from workers.engines.preview.shaping import ease, luminance  # noqa: E402
+
+Doubles = npt.NDArray[np.float64]
+
+_LAG_SECONDS = 0.2  # the furthest that speech and picture are moved against each other
+_LAG_STEP = 0.005
+_CLOSED_SHARE = 0.35  # of the film's own wide opening; the mesh reports some gap even for lips that touch
+_ALIKE = 0.75  # correlation of an eye's picture with its usual one; below it the lids are closed
+_EYE = (32, 16)  # pixels of an eye's picture, cut along its corners
+_LONGEST_BLINK_SECONDS = 0.6
+_EYE_CORNERS = ([33, 133], [362, 263])  # left to right in the picture
+# Corners of the eyes, bridge and sides of the nose, temples: what speech does not move.
+_RIGID = [33, 133, 362, 263, 168, 6, 197, 195, 48, 278, 127, 356]
+
+
+@dataclass(frozen=True)
+class Figures:
+    """One film; _LINES says what each figure is and its unit."""
+
+    fps: float
+    seconds: float
+    energy_r: float
+    energy_lag_ms: float
+    curve_r: float
+    curve_lag_ms: float
+    aperture_p95: float
+    aperture_rest: float
+    closures: int
+    closures_seen: int
+    blinks_per_minute: float
+    head_shift: float
+    head_roll: float
+    head_step: float
+    identity_drift: float
+    flicker: float
+
+
+_LINES = {
+    "fps": ("frames per second", "{:.3g}"),
+    "seconds": ("length", "{:.2f} s"),
+    "energy_r": ("lips against loudness, best r", "{:.2f}"),
+    "energy_lag_ms": ("  at a lag of the picture of", "{:+.0f} ms"),
+    "curve_r": ("lips against the control curve, best r", "{:.2f}"),
+    "curve_lag_ms": ("  at a lag of the picture of", "{:+.0f} ms"),
+    "aperture_p95": ("lips apart, 95th percentile, in mouth half widths", "{:.2f}"),
+    "aperture_rest": ("lips apart, 5th percentile", "{:.2f}"),
+    "closures": ("lips to be closed for p, b, m", "{:d} times"),
+    "closures_seen": ("  and seen closed", "{:d} times"),
+    "blinks_per_minute": ("blinks", "{:.1f} per minute"),
+    "head_shift": ("head moves, deviation, in face widths", "{:.2%}"),
+    "head_roll": ("head leans, deviation", "{:.2f} degrees"),
+    "head_step": ("  largest step between two frames, in face widths", "{:.2%}"),
+    "identity_drift": ("rigid landmarks against the first second, in eye distances", "{:.2%}"),
+    "flicker": ("flicker of the whole picture's light, levels of 255", "{:.3f}"),
+}
+
+
+class Sound:
+    """Driving audio in memory."""
+
+    def __init__(self, samples: npt.NDArray[np.float32]) -> None:
+        self._samples = samples
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def read(self, start: int, stop: int) -> npt.NDArray[np.float32]:
+        """Samples [start, stop), zeros beyond the ends."""
+        inside = self._samples[max(0, start) : max(0, stop)]
+        before = min(max(0, -start), stop - start)
+        return np.pad(inside, (before, stop - start - before - len(inside))).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the mesh saw, a row per frame."""
+
+    points: Doubles  # [frames, 468, 2], pixels
+    light: Doubles  # mean luma
+    eyes: Doubles  # [frames, 2, pixels], luma of the person's right and left eye, its mean 0 and its length 1
+
+
+def decode_sound(path: Path) -> Sound:
+    """The first sound stream at 16 kHz, mono.  Raises InputError."""
+    try:
+        with av.open(str(path)) as media:
+            resampler = av.AudioResampler("flt", "mono", DRIVING_RATE)
+            pieces = [
+                piece.to_ndarray().reshape(-1)
+                for frame in (*media.decode(audio=0), None)
+                for piece in resampler.resample(frame)
+            ]
+    except (av.FFmpegError, IndexError, OSError) as error:
+        raise InputError(f"cannot read the sound of {path}: {error}") from None
+    return Sound(np.concatenate(pieces) if pieces else np.zeros(0, np.float32))
+
+
+def watch(film: Path, reader: FaceReader) -> tuple[Seen, Fraction]:
+    """Run the mesh on every frame.  Raises InputError when it is no film or shows no face."""
+    points: list[Doubles] = []
+    light, eyes = [], []
+    last: Doubles | None = None
+    try:
+        with av.open(str(film)) as media:
+            rate = media.streams.video[0].average_rate or Fraction(25)
+            for frame in media.decode(video=0):
+                picture = frame.to_ndarray(format="bgr24")
+                if last is None:
+                    faces = reader.detect(picture)
+                    if not faces:
+                        raise InputError(f"{film} shows no face in frame {len(points)}")
+                    last = reader.mesh(picture, faces[0]).points
+                last = reader.mesh_again(picture, last).points
+                points.append(last[:, :2])
+                luma = luminance(picture)
+                light.append(float(luma.mean()))
+                eyes.append([cut_eye(luma, last[corners, :2]) for corners in _EYE_CORNERS])
+    except (av.FFmpegError, IndexError, OSError) as error:
+        raise InputError(f"cannot read the film {film}: {error}") from None
+    if len(points) < 2:
+        raise InputError(f"{film} has no two frames to compare")
+    return Seen(np.stack(points), np.array(light), np.array(eyes)), Fraction(rate)
+
+
+def cut_eye(luma: npt.NDArray[np.float32], corners: Doubles) -> Doubles:
+    """The picture of one eye, turned level, without its mean and of length 1."""
+    width, height = _EYE
+    start, stop = corners
+    along = (stop - start) / width
+    down = np.array([-along[1], along[0]])
+    grid = np.stack([along, down, start - down * height / 2], axis=1)
+    patch = cv2.warpAffine(luma, grid, _EYE, flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP).reshape(-1)
+    centred = patch.astype(np.float64) - patch.mean()
+    return np.asarray(centred / max(float(np.linalg.norm(centred)), 1e-6))
+
+
+def measure(film: Path, audio: Path | None = None, reader: FaceReader | None = None) -> Figures:
+    """All figures of one film.  Raises InputError for files that cannot be read."""
+    seen, rate = watch(film, reader or FaceReader())
+    sound = decode_sound(audio or film)
+    fps, frames = float(rate), len(seen.points)
+    poses = control_poses(sound, rate, frames)
+    aperture = apertures(seen.points)
+    energy_r, energy_lag = best_lag(aperture, loudness(sound, fps, frames), fps)
+    curve_r, curve_lag = best_lag(aperture, np.array([wanted_opening(pose) for pose in poses]), fps)
+    wide = float(np.percentile(aperture, 95))
+    to_close = spans(np.array([pose.close > 0.6 and ease(0.15, 0.5, pose.talk) > 0.9 for pose in poses]))
+    closed = aperture < max(_CLOSED_SHARE * wide, float(np.percentile(aperture, 5)) + 0.02)
+    place, roll, face = head(seen.points)
+    return Figures(
+        fps=fps,
+        seconds=frames / fps,
+        energy_r=energy_r,
+        energy_lag_ms=energy_lag,
+        curve_r=curve_r,
+        curve_lag_ms=curve_lag,
+        aperture_p95=wide,
+        aperture_rest=float(np.percentile(aperture, 5)),
+        closures=len(to_close),
+        closures_seen=sum(bool(closed[max(0, first - 1) : stop + 1].any()) for first, stop in to_close),
+        blinks_per_minute=60 * fps * count_blinks(seen.eyes, fps) / frames,
+        head_shift=float(np.linalg.norm(place.std(axis=0))) / face,
+        head_roll=float(roll.std()),
+        head_step=float(np.linalg.norm(np.diff(place, axis=0), axis=1).max()) / face,
+        identity_drift=drift(seen.points, fps),
+        # The second difference leaves out what changes steadily, as a moving head does.
+        flicker=float(np.abs(np.diff(seen.light, 2)).mean()) if frames > 2 else 0.0,
+    )
+
+
+def control_poses(sound: Sound, rate: Fraction, frames: int) -> list[Pose]:
+    """What the preview engine would do to this sound."""
+    network = SpeechNetwork()
+    facts = film_facts.measure(sound, network)
+    curves = SpeechCurves(network, sound, facts["speech_gain"])
+    fps = rate.numerator, rate.denominator
+    return list(Motion(curves, 0, fps, PreviewSettings(), SpeechRange.from_facts(facts)).poses(0, frames))
+
+
+def wanted_opening(pose: Pose) -> float:
+    """How far the lips should be apart, in any unit."""
+    return pose.open * ease(0.15, 0.5, pose.talk) * (1 - ease(0.28, 0.58, pose.close))
+
+
+def apertures(points: Doubles) -> Doubles:
+    """Gap of the lips in each frame, in half widths of the mouth (the film's median one)."""
+    gap = points[:, landmarks.LOWER_LIP_CENTRE] - points[:, landmarks.UPPER_LIP_CENTRE]
+    width = np.linalg.norm(points[:, landmarks.LEFT_CORNER] - points[:, landmarks.RIGHT_CORNER], axis=1)
+    return np.linalg.norm(gap, axis=1) * np.sign(gap[:, 1]) / (float(np.median(width)) / 2)
+
+
+def loudness(sound: Sound, fps: float, frames: int) -> Doubles:
+    """Root mean square of the sound over 60 ms around each frame's middle."""
+    half = int(0.03 * DRIVING_RATE)
+    middles = ((np.arange(frames) + 0.5) / fps * DRIVING_RATE).astype(int)
+    return np.array([np.sqrt(np.mean(sound.read(m - half, m + half).astype(np.float64) ** 2)) for m in middles])
+
+
+def best_lag(picture: Doubles, cause: Doubles, fps: float) -> tuple[float, float]:
+    """The largest correlation within 200 ms, and by how many milliseconds the picture comes after its cause."""
+    if picture.std() == 0 or cause.std() == 0:
+        return 0.0, 0.0
+    times = np.arange(len(picture)) / fps
+    inner = (times >= _LAG_SECONDS) & (times <= times[-1] - _LAG_SECONDS)
+    if inner.sum() < 5:
+        return float(np.corrcoef(picture, cause)[0, 1]), 0.0
+    steps = range(-round(_LAG_SECONDS / _LAG_STEP), round(_LAG_SECONDS / _LAG_STEP) + 1)
+    found = [
+        (float(np.corrcoef(np.interp(times[inner] + step * _LAG_STEP, times, picture), cause[inner])[0, 1]), step)
+        for step in steps
+    ]
+    r, step = max(found)
+    return r, 1000 * step * _LAG_STEP
+
+
+def spans(flags: npt.NDArray[np.bool_]) -> list[tuple[int, int]]:
+    """Starts and stops of the stretches in which `flags` is true."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], flags, [False]]).astype(np.int8)))
+    return [(int(start), int(stop)) for start, stop in edges.reshape(-1, 2)]
+
+
+def count_blinks(eyes: Doubles, fps: float) -> int:
+    """Short stretches in which both eyes look unlike themselves.
+
+    The mesh keeps the lids it has learned to expect, behind glasses above all, so the picture is asked instead.
+    """
+    usual = np.median(eyes, axis=0)
+    usual /= np.maximum(np.linalg.norm(usual, axis=-1, keepdims=True), 1e-6)
+    alike = (eyes * usual).sum(axis=-1).mean(axis=1)
+    return sum(stop - start <= _LONGEST_BLINK_SECONDS * fps for start, stop in spans(alike < _ALIKE))
+
+
+def head(points: Doubles) -> tuple[Doubles, Doubles, float]:
+    """Place of the head [frames, 2] in pixels, its lean in degrees, and the face's width in pixels."""
+    across = points[:, landmarks.LEFT_EYE_OUTER] - points[:, landmarks.RIGHT_EYE_OUTER]
+    width = np.linalg.norm(points[:, landmarks.LEFT_EDGE] - points[:, landmarks.RIGHT_EDGE], axis=1)
+    return points[:, _RIGID].mean(axis=1), np.degrees(np.arctan2(across[:, 1], across[:, 0])), float(np.median(width))
+
+
+def drift(points: Doubles, fps: float) -> float:
+    """Mean distance of the rigid landmarks from those of the first second, laid over them, in eye distances."""
+    rigid = points[:, _RIGID]
+    usual = rigid[: max(1, round(fps))].mean(axis=0)
+    centred = usual - usual.mean(axis=0)
+    errors = []
+    for shape in rigid:
+        here = shape - shape.mean(axis=0)
+        # The turn and scale that lay `here` over `centred` best, as one complex number (Procrustes, 2-D).
+        z, w = here @ (1, 1j), centred @ (1, 1j)
+        errors.append(np.abs(z * (np.vdot(z, w) / np.vdot(z, z)) - w).mean())
+    return float(np.mean(errors)) / float(np.linalg.norm(centred[3] - centred[0]))
+
+
+def table(figures: Figures) -> str:
+    """One line per figure."""
+    width = max(len(name) for name, _ in _LINES.values())
+    values: dict[str, Any] = {field.name: getattr(figures, field.name) for field in fields(figures)}
+    return "\n".join(f"{name:<{width}}  {form.format(values[key])}" for key, (name, form) in _LINES.items())
+
+
+def main() -> int:
+    """Measure one film and print its table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("film", type=Path)
+    parser.add_argument("--audio", type=Path, help="the speech, if the film's own sound is not it")
+    chosen = parser.parse_args()
+    cv2.setNumThreads(1)
+    try:
+        print(table(measure(chosen.film, chosen.audio)))
+    except FarmError as error:
+        sys.stderr.write(f"{error}\n")
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
