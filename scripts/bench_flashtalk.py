@@ -153,7 +153,7 @@ def bench_ours(
     sink.close()
     peak = torch.cuda.max_memory_allocated()
     carry = len(session.carry())
-    intervals = [b - a for a, b in itertools.pairwise(marks)]
+    intervals = [b - a for a, b in itertools.pairwise(marks[1:])]
     chunk_seconds = statistics.median(intervals)
     del session
     engine._ahead = None
@@ -237,7 +237,7 @@ def bench_upstream(path: Path, size: tuple[int, int], steps: int, chunks: int, f
         frames = (((sample + 1) / 2).permute(1, 2, 3, 0).clip(0, 1) * 255).contiguous().cpu()
         marks.append(time.monotonic())
         assert torch.isfinite(frames).all()
-    intervals = [b - a for a, b in itertools.pairwise(marks)]
+    intervals = [b - a for a, b in itertools.pairwise(marks[1:])]
     seconds = statistics.median(intervals)
     latents = torch.randn(geometry.latent_shape, device=device, dtype=bf16)
     arguments = {**pipe.arg_c, "audio": taps}

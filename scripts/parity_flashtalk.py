@@ -282,6 +282,7 @@ def compare_tiny(upstream: Upstream, golden: Path | None) -> bool:
     table.add("colour", ours, their_colour)
     kept["colour"] = statistics(ours)
 
+    compare_encoders(upstream, table)
     kept["chunks"] = []
     chain(upstream, theirs, their_vae, dit, vae, geometry, film_text, seen, picture, attend, table, kept, normal)
     limit = 1e-4
@@ -296,6 +297,54 @@ def compare_tiny(upstream: Upstream, golden: Path | None) -> bool:
         golden.write_text(json.dumps({"upstream": upstream.commit, **kept}, indent=1), encoding="utf-8")
         print(f"golden statistics written to {golden}")
     return not bad and not frames_off
+
+
+def compare_encoders(upstream: Upstream, table: Table) -> None:
+    """Upstream's text, picture and speech encoders at tiny size beside transformers' with our key maps."""
+    from flash_talk.wan.modules import clip, t5
+
+    from workers.engines.flashtalk.conditioners import build_image_encoder, build_text_encoder
+
+    device, f32 = torch.device("cpu"), torch.float32
+    torch.manual_seed(3)
+    text = t5.T5Encoder(100, 64, 64, 96, 4, 2, 32, shared_pos=False, dropout=0.0).eval()
+    ids = torch.randint(2, 100, (1, 11))
+    ours = build_text_encoder(text.state_dict(), device, f32)
+    want = text(ids, torch.ones_like(ids))
+    table.add("text encoder", ours(input_ids=ids).last_hidden_state, want)
+    clip.flash_attention = by_sdpa
+    picture = clip.VisionTransformer(28, 14, 160, 4, 32, 2, 3, "token", True, False, "gelu").eval()
+    tensors = {f"visual.{name}": value for name, value in picture.state_dict().items()}
+    pixels = torch.randn(1, 3, 28, 28)
+    seen = build_image_encoder(tensors, device, f32)(pixel_values=pixels, output_hidden_states=True)
+    table.add("picture encoder", seen.hidden_states[-2], picture(pixels, use_31_block=True))
+    compare_speech(table)
+
+
+def compare_speech(table: Table) -> None:
+    """Upstream's stretched wav2vec beside ours, on two transformer layers of base width."""
+    import tempfile
+
+    from flash_talk.infinite_talk.audio_analysis.wav2vec2 import Wav2Vec2Model as Stretched
+    from transformers import Wav2Vec2Config
+
+    from workers.engines.flashtalk.speech import Wav2Vec2Speech
+
+    torch.manual_seed(4)
+    theirs = Stretched(Wav2Vec2Config(num_hidden_layers=2, hidden_size=64, num_attention_heads=4, intermediate_size=96))
+    theirs = theirs.eval()
+    samples = torch.randn(128_000).mul(0.1).numpy()
+    with tempfile.TemporaryDirectory() as name:
+        theirs.save_pretrained(name)
+        (Path(name) / "preprocessor_config.json").write_text(json.dumps({"do_normalize": True}))
+        ours = Wav2Vec2Speech(Path(name), torch.device("cpu"))(samples)
+    values = torch.from_numpy((samples - samples.mean()) / np.sqrt(samples.var() + 1e-7))[None]
+    found = theirs(values, seq_len=200, output_hidden_states=True)
+    if found.hidden_states is None:
+        print("| speech encoder: left out, this transformers returns no hidden states to upstream")
+        return
+    want = torch.stack(found.hidden_states[1:], dim=1)[0].transpose(0, 1)
+    table.add("speech encoder", ours, want)
 
 
 def chain(
