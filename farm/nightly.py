@@ -21,7 +21,7 @@ from farm import supervisor
 from farm.batch import BadRows, RowProblem
 from farm.config import Settings
 from farm.doorbell import Doorbell
-from farm.errors import FarmError
+from farm.errors import FarmError, InputError
 from farm.ledger import Ledger, control, read
 from farm.ledger.crew import take_owed_doorbells
 from farm.ledger.overview import ALIVE_SECONDS, costs
@@ -217,7 +217,10 @@ def _take(
             watched |= set(done.intake.job_ids) if done is not None else set()
     for job in _jobs(ledger, watched):
         if _may_be_tried_again(nightly, job, night):
-            control.retry(ledger, job.id)
+            try:
+                control.retry(ledger, job.id)
+            except InputError as error:  # its working files were deleted since
+                problems.append(Left(job.audio, str(error)))
     for job in own_jobs(nightly, ledger, OPEN):
         watched.add(job.id)
         control.resume(ledger, job.id)
