@@ -35,7 +35,7 @@ def jobs() -> None:
 
 @click.group()
 def batches() -> None:
-    """See batches: what each submit put in.
+    """See and steer batches: what each submit put in.
 
     \b
     Example:
@@ -316,6 +316,58 @@ def resume(farm: Farm, job_words: tuple[str, ...], batch_id: int | None) -> None
         farm jobs resume --batch 3
     """
     ids = _chosen(farm, job_words, batch_id)
+    _each(farm, ids, lambda j: control.resume(farm.ledger, j), "resumed", "were not paused")
+
+
+_batch_ids = click.argument("batch_ids", metavar="BATCH...", nargs=-1, type=int, required=True)
+
+
+def _jobs_of(farm: Farm, batch_ids: Sequence[int]) -> list[int]:
+    """The jobs of these batches.  Raises NotFound."""
+    for batch_id in batch_ids:
+        read.batch(farm.ledger, batch_id)
+    return [job_id for batch_id in batch_ids for job_id in control.job_ids_of_batch(farm.ledger, batch_id)]
+
+
+@batches.command("cancel")
+@_batch_ids
+@click.pass_obj
+def cancel_batches(farm: Farm, batch_ids: tuple[int, ...]) -> None:
+    """Cancel what is not finished of batches.
+
+    \b
+    Example:
+        farm batches cancel 3
+    """
+    ids = _jobs_of(farm, batch_ids)
+    _each(farm, ids, lambda j: control.cancel(farm.ledger, j), "cancelled", "had ended already")
+
+
+@batches.command("pause")
+@_batch_ids
+@click.pass_obj
+def pause_batches(farm: Farm, batch_ids: tuple[int, ...]) -> None:
+    """Pause batches.  Running segments are given back at their next chunk.
+
+    \b
+    Example:
+        farm batches pause 3
+    """
+    ids = _jobs_of(farm, batch_ids)
+    _each(farm, ids, lambda j: control.pause(farm.ledger, j), "paused", "had ended or were paused already")
+
+
+@batches.command("resume")
+@_batch_ids
+@click.pass_obj
+def resume_batches(farm: Farm, batch_ids: tuple[int, ...]) -> None:
+    """Let paused batches go on.
+
+    \b
+    Example:
+        farm batches resume 3
+    """
+    ids = _jobs_of(farm, batch_ids)
     _each(farm, ids, lambda j: control.resume(farm.ledger, j), "resumed", "were not paused")
 
 

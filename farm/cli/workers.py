@@ -72,6 +72,21 @@ def drain(farm: Farm, name: str, now: bool) -> None:
 @workers.command()
 @click.argument("name")
 @click.pass_obj
+def pause(farm: Farm, name: str) -> None:
+    """Let a worker give back what it holds at its next chunk and take nothing: the same as drain --now.
+
+    \b
+    Example:
+        farm workers pause gpu0
+    """
+    full = _full_name(farm, name)
+    control.drain_worker(farm.ledger, full, now=True)
+    click.echo(f"{full} stops at its next chunk; `farm workers resume {name}` lets it go on")
+
+
+@workers.command()
+@click.argument("name")
+@click.pass_obj
 def resume(farm: Farm, name: str) -> None:
     """Let a drained or sick worker take work again.
 
