@@ -21,8 +21,12 @@ def main() -> None:
     settings = load_settings()
     ledger = open_ledger(settings.ledger)
     ensure_current(ledger)
-    for spec in specs_for(sys.argv[1], sys.argv[2]):
-        threading.Thread(target=make_runner(ledger, settings, spec).run).start()
+    runners = [make_runner(ledger, settings, spec) for spec in specs_for(sys.argv[1], sys.argv[2])]
+    threads = [threading.Thread(target=runner.run) for runner in runners]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()  # an interpreter that shuts down starts no further process
 
 
 if __name__ == "__main__":
