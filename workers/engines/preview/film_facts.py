@@ -18,6 +18,7 @@ from workers.engines.preview.articulation import FUTURE, RATE, UNIT, Curve, Spee
 
 _MOST_SECONDS = 600  # of the film that are looked at, spread evenly: the time this takes does not grow with the film
 _LEAST_VALUES = 3 * RATE  # of speech; with fewer there is nothing to measure
+_MEASURED = (Curve.OPEN, Curve.WIDE, Curve.ROUND, Curve.CLOSE)
 _SPEAKS = UNIT // 2
 _AUDIBLE = -12 * UNIT  # natural logarithm of energy, about 20 dB under the level of speech
 _SMOOTH = np.hanning(11)[1:-1] / np.hanning(11).sum()  # as motion.py smooths the jaw
@@ -35,6 +36,7 @@ class SpeechRange:
     wide_high: float = 0.60  # 90th
     round_low: float = 0.08  # 30th
     round_high: float = 0.50  # 95th
+    close_gate: float = 0.50  # 84th, within bounds: above it the lips close for p, b, m
 
     @classmethod
     def from_facts(cls, facts: Mapping[str, Any]) -> SpeechRange:
@@ -58,16 +60,16 @@ def measure(audio: DrivingAudio, network: SpeechNetwork | None = None) -> dict[s
         curves = speech.window(start, start + RATE)
         heard = ((curves[:, Curve.TALK] > _SPEAKS) & (curves[:, Curve.LEVEL] > _AUDIBLE))[_EDGE:-_EDGE]
         if heard.any():
-            smooth = [np.convolve(curves[:, c] / UNIT, _SMOOTH, "valid") for c in (Curve.OPEN, Curve.WIDE, Curve.ROUND)]
+            smooth = [np.convolve(curves[:, c] / UNIT, _SMOOTH, "valid") for c in _MEASURED]
             kept.append(np.stack(smooth, axis=1)[heard])
-    return {**facts, "speech_range": asdict(_ranges(np.concatenate(kept) if kept else np.empty((0, 3))))}
+    return {**facts, "speech_range": asdict(_ranges(np.concatenate(kept) if kept else np.empty((0, len(_MEASURED)))))}
 
 
 def _ranges(values: np.ndarray[Any, np.dtype[np.float64]]) -> SpeechRange:
     usual = SpeechRange()
     if len(values) < _LEAST_VALUES:
         return usual
-    opened, wide, rounded = values.T
+    opened, wide, rounded, closed = values.T
     low, high = np.percentile(opened, (15, 92))
     middle, widest = np.percentile(wide, (50, 90))
     least_round, most_round = np.percentile(rounded, (30, 95))
@@ -78,6 +80,8 @@ def _ranges(values: np.ndarray[Any, np.dtype[np.float64]]) -> SpeechRange:
         wide_high=max(widest, middle + _LEAST / 2),
         round_low=least_round,
         round_high=max(most_round, least_round + _LEAST),
+        # In no language are lips closed for more than about a sixth of the time: where the network says so it is unsure.
+        close_gate=min(0.7, max(0.5, np.percentile(closed, 84))),
     )
     # Three digits are plenty and survive any text format on the way to a segment.
     return SpeechRange(**{name: round(float(value), 3) for name, value in asdict(found).items()})

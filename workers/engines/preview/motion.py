@@ -165,7 +165,7 @@ class Motion:
             open=_on_grid(_between(voice.open_low, voice.open_high, mouth[Curve.OPEN], 1.2)),
             wide=_on_grid(0.35 + 0.3 * _between(voice.wide_middle, voice.wide_high, mouth[Curve.WIDE], 1.3, -1.3)),
             round=_on_grid(0.8 * _between(voice.round_low, voice.round_high, mouth[Curve.ROUND], 1.2)),
-            close=mouth[Curve.CLOSE],
+            close=_on_grid(min(1.0, mouth[Curve.CLOSE] * 0.5 / voice.close_gate)),
             tuck=mouth[Curve.TUCK],
             teeth=mouth[Curve.TEETH],
             tongue=mouth[Curve.TONGUE],
