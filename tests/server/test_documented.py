@@ -22,3 +22,21 @@ def test_every_metric_is_documented(client: httpx.Client) -> None:
     named = set(re.findall(r"^# TYPE (\S+)", client.get("/metrics").text, re.MULTILINE))
     text = (ROOT / "docs/api.md").read_text(encoding="utf-8")
     assert [name for name in named if name not in text] == []
+
+
+def test_dashboard_and_alerts_ask_for_metrics_that_exist(client: httpx.Client) -> None:
+    import json
+
+    import yaml
+
+    folder = ROOT / "docs/monitoring"
+    dashboard = json.loads((folder / "grafana.json").read_text(encoding="utf-8"))
+    rules = yaml.safe_load((folder / "alerts.yml").read_text(encoding="utf-8"))
+    asked = " ".join(
+        [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+        + [rule["expr"] for group in rules["groups"] for rule in group["rules"]]
+    )
+    named = set(re.findall(r"\bfarm_[a-z_]+", asked))
+    served = set(re.findall(r"^# TYPE (\S+)", client.get("/metrics").text, re.MULTILINE))
+    assert len(named) > 8
+    assert {name.removesuffix("_bucket") for name in named} - served == set()
