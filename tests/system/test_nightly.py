@@ -137,7 +137,9 @@ def course(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Course]:
         for process in one.started:
             if process.poll() is None:
                 kill_tree(process.pid)
-            process.communicate()
+            process.wait()
+            if process.stdout is not None:
+                process.stdout.close()
 
 
 def test_three_nights_with_a_kill_in_between_render_every_lecture_once(course: Course) -> None:
