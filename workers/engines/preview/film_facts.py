@@ -80,7 +80,7 @@ def _ranges(values: np.ndarray[Any, np.dtype[np.float64]]) -> SpeechRange:
         wide_high=max(widest, middle + _LEAST / 2),
         round_low=least_round,
         round_high=max(most_round, least_round + _LEAST),
-        # In no language are lips closed for more than about a sixth of the time: where the network says so it is unsure.
+        # Lips are closed for a small share of any speech: where the network says more, it is unsure.
         close_gate=min(0.7, max(0.5, np.percentile(closed, 84))),
     )
     # Three digits are plenty and survive any text format on the way to a segment.
