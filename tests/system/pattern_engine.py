@@ -37,7 +37,7 @@ device_kinds = ["cpu"]
 memory_gb = 0.1
 default_preset = "plain"
 prompt = true
-segment_seconds = {segment_seconds}
+segment_seconds = @SECONDS@
 [frames]
 fps = [25]
 default_fps = 25
@@ -66,7 +66,10 @@ max = 600.0
 help = "Seconds that loading takes"
 job = false
 [presets.plain]
-help = "The only one"
+help = "Whatever worker there is"
+[presets.apart]
+help = "A worker of its own"
+queue = "pattern-apart"
 """
 
 
@@ -136,4 +139,4 @@ def install(home: Path, *, segment_seconds: float = 1.0) -> None:
     """Make the model known to the farm whose home this is."""
     folder = home / "models"
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "pattern.toml").write_text(MODEL.format(segment_seconds=segment_seconds))
+    (folder / "pattern.toml").write_text(MODEL.replace("@SECONDS@", str(segment_seconds)))

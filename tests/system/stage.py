@@ -214,11 +214,13 @@ class Stage:
             lines += [f"{key} = {_toml(value)}" for key, value in table.items()]
         (self.home / "workers.toml").write_text("\n".join(lines) + "\n")
 
-    def start_worker(self, name: str, *, machine: str = "", **faults: Any) -> subprocess.Popen[bytes]:
+    def start_worker(
+        self, name: str, *, environment: Mapping[str, str] | None = None, **faults: Any
+    ) -> subprocess.Popen[bytes]:
         """Start one worker of the roster; `faults` are told to tests/system/faulty_worker.py."""
-        env = {**self.env, "FAULTS": json.dumps(faults)} if faults else self.env
-        if machine:
-            env["FARM_MACHINE"] = machine
+        env = self.env | dict(environment or {})
+        if faults:
+            env["FAULTS"] = json.dumps(faults)
         logs = self.home / "logs"
         logs.mkdir(parents=True, exist_ok=True)
         with (logs / f"worker-{name}.log").open("ab") as output:

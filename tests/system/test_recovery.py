@@ -1,0 +1,283 @@
+"""One farm with real workers; each test takes something away from it and sees it go on."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+
+from farm.batch import rows_from
+from farm.config import load_settings
+from farm.ledger import Ledger, control, read
+from farm.ledger.audit import audit
+from farm.ledger.values import Segment, Worker
+from farm.media.verify import frame_hashes
+from farm.states import FINISHED, JobState, SegmentKind, SegmentState, WorkerState
+from farm.submit import submit
+from tests.conftest import do_without, redis_program
+from tests.system import material
+from tests.system.stage import Stage, stage, wait_for
+
+RENDERERS = ("r0", "r1")
+PACE = 0.12  # seconds for a chunk of 5 frames
+
+
+@dataclass
+class Theatre:
+    farm: Stage
+    ledger: Ledger
+
+    def submit(self, name: str, seconds: float, **cells: str) -> int:
+        folder = self.farm.folder / "in"
+        folder.mkdir(exist_ok=True)
+        row = {
+            "portrait": str(material.portrait(folder / "p.png")),
+            "audio": str(material.sound(folder / f"{seconds}.wav", seconds)),
+            "model": "pattern",
+            "size": "64x64",
+            "name": name,
+        }
+        done = submit(self.ledger, load_settings(), rows_from([row | cells]), base=self.farm.folder, source="test")
+        return done.intake.job_ids[0]
+
+    def rendering(self, job_id: int, *, at_least: int = 0) -> Segment | None:
+        """The job's leased render segment once it is being rendered, of this number or later."""
+        for segment in read.running(self.ledger, [job_id]):
+            if segment.kind is SegmentKind.RENDER and segment.frames_now and segment.number >= at_least:
+                return segment
+        return None
+
+    def wait_rendering(self, job_id: int, *, at_least: int = 0) -> Segment:
+        wait_for(lambda: self.rendering(job_id, at_least=at_least) is not None, 60, f"job {job_id} is rendered")
+        found = self.rendering(job_id, at_least=at_least)
+        return found if found is not None else self.wait_rendering(job_id, at_least=at_least)
+
+    def wait_ended(self, *job_ids: int) -> list[JobState]:
+        def ended() -> bool:
+            return all(read.job(self.ledger, job_id).state in FINISHED for job_id in job_ids)
+
+        wait_for(ended, 120, f"jobs {job_ids} end")
+        return [read.job(self.ledger, job_id).state for job_id in job_ids]
+
+    def worker(self, name: str) -> Worker:
+        return next(w for w in read.workers(self.ledger) if w.name.partition("@")[0] == name)
+
+    def holder(self, segment: Segment) -> str:
+        assert segment.leased_by is not None
+        return segment.leased_by.partition("@")[0]
+
+    def film(self, job_id: int) -> list[str]:
+        return frame_hashes(Path(read.films(self.ledger, [job_id])[job_id].path))
+
+    def happened(self, job_id: int, event: str) -> int:
+        return sum(e.event == event for e in read.events(self.ledger, job_id=job_id))
+
+
+@pytest.fixture(scope="module")
+def theatre() -> Iterator[Theatre]:
+    if redis_program() is None:
+        do_without("no private Redis for a farm to recover")
+    with (
+        stage(FARM_SEGMENTS__SECONDS="2", FARM_SEGMENTS__FIRST_SECONDS="1") as farm,
+        pytest.MonkeyPatch.context() as env,
+    ):
+        settings = {"pace": PACE}
+        tables = {name: {"model": "pattern", "settings": settings} for name in RENDERERS}
+        farm.write_roster({"cpu0": {}, **tables, "full": {"model": "pattern", "preset": "apart"}}, segment_seconds=2)
+        for key, value in farm.env.items():
+            if key.startswith("FARM_"):
+                env.setenv(key, value)
+        for name in ("cpu0", *RENDERERS):
+            farm.start_worker(name)
+        farm.start_worker("full", environment={"FARM_ROOM__MIN_FREE_DISK_GB": "1e9"})
+        with contextlib.closing(farm.open()) as ledger:
+            farm.wait_idle(["cpu0", *RENDERERS])
+            yield Theatre(farm, ledger)
+            broken: Sequence[object] = audit(ledger, load_settings(), check_files=True)
+            assert not broken, broken
+
+
+@pytest.fixture(scope="module")
+def undisturbed(theatre: Theatre) -> list[str]:
+    """Frames of the film of six seconds that nothing happened to."""
+    job_id = theatre.submit("undisturbed", 6.0)
+    theatre.wait_ended(job_id)
+    return theatre.film(job_id)
+
+
+@pytest.mark.slow
+def test_a_zombie_is_fenced_its_host_is_dead_before_and_the_film_is_the_same(
+    theatre: Theatre, undisturbed: list[str]
+) -> None:
+    job_id = theatre.submit("zombie", 6.0)
+    segment = theatre.wait_rendering(job_id, at_least=1)
+    name = theatre.holder(segment)
+    host = theatre.worker(name).host_pid
+    process = theatre.farm.workers[name]
+    process.send_signal(signal.SIGSTOP)
+    try:
+        wait_for(
+            lambda: read.segments(theatre.ledger, job_id)[2].attempt > segment.attempt, 60, "another worker takes it"
+        )
+        assert host is not None and not is_running(host)
+        assert theatre.wait_ended(job_id) == [JobState.SUCCEEDED]
+    finally:
+        process.send_signal(signal.SIGCONT)
+    theatre.farm.wait_idle([name])
+    assert theatre.film(job_id) == undisturbed
+    published = [e.segment_id for e in read.events(theatre.ledger, job_id=job_id) if e.event == "succeed"]
+    assert len(published) == len(set(published))
+
+
+def is_running(pid: int) -> bool:
+    with contextlib.suppress(psutil.Error):
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    return False
+
+
+@pytest.mark.slow
+def test_a_dead_workers_segment_is_rendered_elsewhere_and_none_of_its_processes_stays(
+    theatre: Theatre, undisturbed: list[str]
+) -> None:
+    job_id = theatre.submit("dead", 6.0)
+    segment = theatre.wait_rendering(job_id, at_least=1)
+    name = theatre.holder(segment)
+    family = [p.pid for p in psutil.Process(theatre.farm.workers[name].pid).children(recursive=True)]
+    theatre.farm.workers[name].kill()
+    theatre.farm.workers[name].wait()
+    assert theatre.wait_ended(job_id) == [JobState.SUCCEEDED]
+    wait_for(lambda: not any(is_running(pid) for pid in family), 20, "its host and encoder end")
+    assert theatre.film(job_id) == undisturbed
+    assert theatre.happened(job_id, "expire") == 1
+    theatre.farm.start_worker(name)
+    theatre.farm.wait_idle([name])
+
+
+def test_a_worker_that_comes_back_takes_its_lease_back_without_waiting_for_its_end(theatre: Theatre) -> None:
+    job_id = theatre.submit("back", 5.0)
+    segment = theatre.wait_rendering(job_id, at_least=1)
+    name = theatre.holder(segment)
+    theatre.farm.workers[name].kill()
+    theatre.farm.workers[name].wait()
+    theatre.farm.start_worker(name)
+    assert theatre.wait_ended(job_id) == [JobState.SUCCEEDED]
+    theatre.farm.wait_idle([name])
+
+
+@pytest.mark.slow
+def test_a_segment_that_kills_its_host_is_given_up_with_the_reason_and_its_neighbour_is_not(
+    theatre: Theatre, undisturbed: list[str]
+) -> None:
+    poison = theatre.submit("poison", 5.0, prompt="die:30", priority="50")
+    neighbour = theatre.submit("neighbour", 6.0)
+    assert theatre.wait_ended(poison, neighbour) == [JobState.FAILED, JobState.SUCCEEDED]
+    job = read.job(theatre.ledger, poison)
+    assert job.reason is not None
+    assert job.reason.startswith("given up after 3 attempts; the last one: the host was killed by SIGKILL")
+    tried = [a for a in read.attempts(theatre.ledger, poison) if a.failure == "device"]
+    assert len(tried) == 3
+    assert len({a.worker for a in tried[:2]}) == 2, "the second attempt was not given to the other worker"
+    assert theatre.film(neighbour) == undisturbed
+
+    # By hand, one segment goes back into the queue; it is the same poison.
+    theatre.farm.farm("jobs", "retry", poison, "--segment", "2")
+    assert theatre.wait_ended(poison) == [JobState.FAILED]
+    assert len([a for a in read.attempts(theatre.ledger, poison) if a.failure == "device"]) == 6
+    for name in RENDERERS:
+        control.resume_worker(theatre.ledger, f"{name}@stage")
+
+
+@pytest.mark.slow
+def test_a_host_that_hangs_is_killed_and_told(theatre: Theatre) -> None:
+    job_id = theatre.submit("hang", 5.0, prompt="hang:30")
+    wait_for(lambda: theatre.happened(job_id, "retry") > 0, 60, "the stuck host is noticed")
+    control.cancel(theatre.ledger, job_id)
+    failed = next(a for a in read.attempts(theatre.ledger, job_id) if a.outcome == "retry")
+    assert failed.reason is not None and "showed no progress for 8 s while rendering; it was killed" in failed.reason
+
+
+def test_a_cancelled_render_stops_at_a_chunk_and_leaves_its_host_warm(theatre: Theatre) -> None:
+    job_id = theatre.submit("cancelled", 30.0)
+    segment = theatre.wait_rendering(job_id)
+    name = theatre.holder(segment)
+    host = theatre.worker(name).host_pid
+    theatre.farm.farm("jobs", "cancel", job_id)
+    wait_for(lambda: theatre.worker(name).state is WorkerState.IDLE, 10, "the worker is free")
+    assert theatre.worker(name).host_pid == host
+    assert read.job(theatre.ledger, job_id).state is JobState.CANCELLED
+    assert not list(theatre.farm.home.rglob("*.part*"))
+
+
+def test_a_paused_batch_gives_its_segment_back_and_goes_on_after_resume(
+    theatre: Theatre, undisturbed: list[str]
+) -> None:
+    job_id = theatre.submit("paused", 6.0)
+    theatre.wait_rendering(job_id, at_least=1)
+    batch_id = read.job(theatre.ledger, job_id).batch_id
+    theatre.farm.farm("batches", "pause", batch_id)
+    wait_for(lambda: not read.running(theatre.ledger, [job_id]), 10, "the segment is given back")
+    time.sleep(1.0)  # long enough for a worker to take it by mistake
+    assert not read.running(theatre.ledger, [job_id])
+    theatre.farm.farm("batches", "resume", batch_id)
+    assert theatre.wait_ended(job_id) == [JobState.SUCCEEDED]
+    assert theatre.film(job_id) == undisturbed
+    assert all(not a.strike for a in read.attempts(theatre.ledger, job_id))
+
+
+def test_a_paused_worker_gives_back_at_its_next_chunk_and_the_other_goes_on(theatre: Theatre) -> None:
+    job_id = theatre.submit("drained", 12.0)
+    name = theatre.holder(theatre.wait_rendering(job_id, at_least=1))
+    control.drain_worker(theatre.ledger, f"{name}@stage", now=True)  # what `farm workers pause` does
+    try:
+        wait_for(lambda: theatre.worker(name).state is WorkerState.DRAINING, 10, "the worker drains")
+        assert theatre.wait_ended(job_id) == [JobState.SUCCEEDED]
+        events = read.events(theatre.ledger, limit=100_000)
+        drained = max(e.id for e in events if e.event == "drain")
+        assert not [e for e in events if e.id > drained and e.event == "lease" and e.worker == f"{name}@stage"]
+        assert theatre.happened(job_id, "interrupt") == 1
+    finally:
+        theatre.farm.farm("workers", "resume", name)
+    theatre.farm.wait_idle([name])
+
+
+def test_work_that_no_worker_can_take_is_said_with_the_reason(theatre: Theatre) -> None:
+    job_id = theatre.submit("apart", 1.0, preset="apart")
+
+    def waits() -> bool:
+        segments = read.segments(theatre.ledger, job_id)
+        return len(segments) > 1 and segments[1].state is SegmentState.QUEUED
+
+    wait_for(waits, 30, "the segment waits")
+    wait_for(lambda: theatre.worker("full").reason is not None, 30, "the worker says why")
+    said = theatre.farm.farm("status").stdout
+    assert "1 waiting: no worker can take work of queue pattern-apart: full@stage takes nothing: only" in said
+    assert "less than room.min_free_disk_gb" in said
+    assert "less than room.min_free_disk_gb" in theatre.farm.farm("workers", "list").stdout
+    theatre.farm.farm("jobs", "cancel", job_id)
+
+
+def test_a_second_process_of_one_name_ends_the_first(theatre: Theatre) -> None:
+    first = theatre.farm.workers["r1"]
+    theatre.farm.start_worker("r1")
+    wait_for(lambda: first.poll() is not None, 30, "the first process ends")
+    theatre.farm.wait_idle(["r1"])
+    assert theatre.worker("r1").pid == theatre.farm.workers["r1"].pid != first.pid
+
+
+def test_sigterm_gives_the_segment_back_and_says_goodbye(theatre: Theatre, undisturbed: list[str]) -> None:
+    job_id = theatre.submit("sigterm", 6.0)
+    segment = theatre.wait_rendering(job_id, at_least=1)
+    name = theatre.holder(segment)
+    os.kill(theatre.farm.workers[name].pid, signal.SIGTERM)
+    assert theatre.farm.workers[name].wait(30) == 0
+    assert theatre.worker(name).state is WorkerState.STOPPED
+    assert theatre.wait_ended(job_id) == [JobState.SUCCEEDED]
+    assert theatre.happened(job_id, "interrupt") == 1 and theatre.happened(job_id, "expire") == 0
+    assert theatre.film(job_id) == undisturbed
