@@ -53,7 +53,8 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=10_000)
     options = parser.parse_args()
     print(
-        f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, load {os.getloadavg()[0]:.1f}"
+        f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()},"
+        f" load {os.getloadavg()[0]:.1f}"
     )
     with tempfile.TemporaryDirectory(prefix="farm-bench-") as scratch:
         folder = Path(scratch)
@@ -87,10 +88,8 @@ def bench_speed(folder: Path, minutes: float) -> None:
     frames = job.total_frames
     print(f"\nspeed: {minutes:g} minutes of speech, 512x512, {frames} frames, one run each")
     print(f"  engine and encoder alone     {frames / alone:7.1f} fps")
-    print(
-        f"  farm, while it renders       {frames / render_seconds:7.1f} fps   {alone / render_seconds:.3f} of the engine"
-    )
-    print(f"  farm, from submit to film    {frames / film_seconds:7.1f} fps   {alone / film_seconds:.3f} of the engine")
+    for what, seconds in (("while it renders", render_seconds), ("from submit to film", film_seconds)):
+        print(f"  farm, {what:<22} {frames / seconds:7.1f} fps   {alone / seconds:.3f} of the engine")
 
 
 ALONE = """
@@ -100,7 +99,8 @@ from workers.engines.contract import FilmRequest
 from workers.engines.preview import make_engine
 from workers.host.audio import DrivingFile
 from workers.host.child import FrameWriter
-portrait, driving, frames, facts, fd = sys.argv[1], sys.argv[2], int(sys.argv[3]), json.loads(sys.argv[4]), int(sys.argv[5])
+portrait, driving, facts = sys.argv[1], sys.argv[2], json.loads(sys.argv[4])
+frames, fd = int(sys.argv[3]), int(sys.argv[5])
 engine = make_engine({})
 engine.load()
 film = FilmRequest(Path(portrait), DrivingFile(Path(driving)), frames, 512, 512, (25, 1), "", 1, {}, facts)
