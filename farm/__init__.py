@@ -26,6 +26,6 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'farm' has no attribute {name!r}")
     for module_name, names in _API.items():
         module = importlib.import_module(module_name)
-        # All at once: importing farm.api has bound `farm.submit` to the module of that name.
+        # All at once: a name of the API may also be a module's, which its import has bound here.
         globals().update({each: getattr(module, each) for each in names})
     return globals()[name]

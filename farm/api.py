@@ -36,7 +36,7 @@ from farm.ledger.values import Job as JobValue
 from farm.notebook import ProgressShow, film_html
 from farm.solo import OnProgress, render_one
 from farm.states import FINISHED, ArtifactKind, JobState
-from farm.submit import submit as submit_rows
+from farm.submission import submit as submit_rows
 
 log = logging.getLogger(__name__)
 

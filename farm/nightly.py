@@ -33,7 +33,7 @@ from farm.nightly_summary import FilmMade, JobFailed, JobLeft, Summary, tell
 from farm.processes import find
 from farm.roster import load_roster
 from farm.states import FINISHED, JobState
-from farm.submit import Submission, submit
+from farm.submission import Submission, submit
 
 log = logging.getLogger(__name__)
 

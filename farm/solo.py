@@ -28,7 +28,7 @@ from farm.ledger.migrate import ensure_current
 from farm.ledger.progress import JobProgress, job_progress
 from farm.models import load_model
 from farm.states import FINISHED, JobState
-from farm.submit import submit
+from farm.submission import submit
 
 LOOK_SECONDS = 0.2
 STOP_SECONDS = 15.0  # for the child to give back what it holds

@@ -38,7 +38,7 @@ from farm.media.binary import find_ffmpeg  # noqa: E402
 from farm.media.encode import SegmentEncoder  # noqa: E402
 from farm.media.profile import default_profile  # noqa: E402
 from farm.states import JobState, SegmentKind  # noqa: E402
-from farm.submit import submit  # noqa: E402
+from farm.submission import submit  # noqa: E402
 
 PORTRAIT = ROOT / "examples" / "portraits" / "astronaut.jpg"
 SPEECH = ROOT / "examples" / "speech" / "reading_en.flac"

@@ -17,8 +17,8 @@ from farm.cli.watch import summarise as summarise_jobs
 from farm.errors import InputError, SomeJobsFailed
 from farm.ledger import read
 from farm.states import JobState
-from farm.submit import Submission
-from farm.submit import submit as submit_rows
+from farm.submission import Submission
+from farm.submission import submit as submit_rows
 
 _COLUMNS = "\b\nColumns; portrait and audio are required, a model's settings may be columns too:\n" + "\n".join(
     f"  {name:<11} {text}" for name, text in COLUMNS.items()

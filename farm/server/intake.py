@@ -24,7 +24,7 @@ from farm.server.access import Caller, Reader, Submitter
 from farm.server.context import BadRowsProblem, Context, Here, no_such, problems
 from farm.server.uploads import find, has_room
 from farm.states import JobState
-from farm.submit import Submission, submit
+from farm.submission import Submission, submit
 
 router = APIRouter(tags=["submitting"])
 

@@ -46,7 +46,7 @@ def test_importing_farm_brings_in_nothing_but_the_standard_library() -> None:
 def test_the_names_of_the_api_are_functions_whatever_was_imported_before() -> None:
     code = (
         "import farm; assert farm.__version__; assert callable(farm.render); assert callable(farm.submit), farm.submit;"
-        "assert callable(farm.generate); from farm.submit import submit; assert callable(submit)"
+        "assert callable(farm.generate); from farm.submission import submit; assert callable(submit)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
     with pytest.raises(AttributeError, match="no attribute 'lease'"):

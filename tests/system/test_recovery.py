@@ -20,7 +20,7 @@ from farm.ledger.audit import audit
 from farm.ledger.values import Segment, Worker
 from farm.media.verify import frame_hashes
 from farm.states import FINISHED, JobState, SegmentKind, SegmentState, WorkerState
-from farm.submit import submit
+from farm.submission import submit
 from tests.conftest import do_without, redis_program
 from tests.system import material
 from tests.system.stage import Stage, stage, wait_for

@@ -16,7 +16,7 @@ from farm.errors import InputError
 from farm.ledger.values import JobRequest
 from farm.models import load_model
 from farm.states import Continuity
-from farm.submit import InputFile, RowChecker
+from farm.submission import InputFile, RowChecker
 
 BASE = Path("/inputs")
 
