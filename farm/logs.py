@@ -7,7 +7,11 @@ import re
 import sys
 import time
 
-_SECRETS = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*://[^\s:/@]*):(?P<password>[^\s@]+)@", re.IGNORECASE)
+# Every repetition is bounded: an error text of megabytes must not take minutes, as it would if each of its characters
+# could begin a scheme that is looked for to the end.
+_SECRETS = re.compile(
+    r"(?P<scheme>[a-z][a-z0-9+.-]{0,30}://[^\s:/@]{0,100}):(?P<password>[^\s@]{1,300})@", re.IGNORECASE
+)
 _KEYS = re.compile(
     r"(?P<name>(?:api[_-]?key|password|secret|token|authorization)[\"']?\s*[=:]\s*)"
     r"[\"']?(?:(?:bearer|basic)\s+)?[^\s\"',]{4,}",
