@@ -66,7 +66,7 @@ class FrameWriter:
     def __init__(self, fd: int) -> None:
         self._fd = fd
         self._chunks: queue.Queue[Any] = queue.Queue(maxsize=CHUNKS_AHEAD - 1)
-        self._error: OSError | None = None
+        self._error: Exception | None = None
         self._thread = threading.Thread(target=self._run, name="frame-writer", daemon=True)
         self._thread.start()
 
@@ -82,18 +82,20 @@ class FrameWriter:
         self._check()
 
     def _check(self) -> None:
-        if self._error is not None:
+        if isinstance(self._error, OSError):
             raise EngineError(f"the encoder stopped taking frames: {self._error.strerror}")
+        if self._error is not None:
+            raise EngineError(f"the engine's frames cannot be written: {self._error}")
 
     def _run(self) -> None:
         try:
             while (frames := self._chunks.get()) is not None:
                 if self._error is None:
-                    view = memoryview(frames).cast("B")
                     try:
+                        view = memoryview(frames).cast("B")
                         while view:
                             view = view[os.write(self._fd, view) :]
-                    except OSError as error:
+                    except Exception as error:  # kept for `put` and `finish`, which would wait for ever otherwise
                         self._error = error
         finally:
             os.close(self._fd)

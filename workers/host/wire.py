@@ -5,6 +5,7 @@ Read by both sides; standard library only, valid on Python 3.10.  Nothing execut
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import struct
@@ -70,4 +71,7 @@ class Wire:
         return b"".join(parts)
 
     def close(self) -> None:
+        # Closing alone would leave a thread that listens asleep until the other side dies.
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
