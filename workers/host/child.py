@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import dataclasses
+import gc
 import importlib
 import os
 import queue
@@ -127,6 +128,9 @@ class Child:
                 return
             except BaseException as error:
                 self._tell_error(error)
+            else:
+                continue
+            gc.collect()  # the error's frames may hold the film's sound and the device's memory in a cycle
 
     def _listen(self) -> None:
         """Hear the parent at once, also while the engine renders; when it hangs up, end."""
