@@ -1,81 +1,155 @@
-"""An engine that misbehaves on order: grey frames whose level is their number, and faults named in the job's settings.
+"""An engine that is loaded in no time, draws colours, and misbehaves on demand.
 
-Runs inside a real host; standard library and numpy only.
+Every chunk's colours come from a digest of the request, the chunk's sound and the digest before it; the carry is that
+digest and the frame it stands at.  So a segment that starts from a wrong carry or hears the wrong sound shows.
+
+A job's prompt holds faults, such as `engine@10; kill@20?/tmp/once`: a kind, the frame from which on it happens, and
+perhaps a file that says that it has happened.  The same at load: the setting `on_load`.
+
+Runs in the host's child: standard library and numpy, valid on Python 3.10.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import signal
+import struct
 import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from farm.errors import DeviceFault, EngineError, InputError, OutOfMemory
 from workers.engines.contract import Description, FilmRequest, LoadReport
 
+FPS = 25
 CHUNK = 5
-FAULTS = {"input": InputError, "memory": OutOfMemory, "device": DeviceFault, "engine": EngineError, "bug": ValueError}
+RATE = 16_000
+SEEN = ("CUDA_VISIBLE_DEVICES", "ASCEND_RT_VISIBLE_DEVICES", "FARM_LEDGER_URL", "FARM_REDIS_URL", "FROM_SCRIPT")
+_STATE = struct.Struct("!I32s")
+
+
+class OutOfMemoryError(RuntimeError):
+    """Named like torch's."""
+
+
+def misbehave(kind: str) -> None:
+    errors: Mapping[str, Exception] = {
+        "input": InputError("the mouth is covered by a hand"),
+        "engine": EngineError("the model gave no picture"),
+        "memory": OutOfMemory("the device is full"),
+        "torch memory": OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        "device": DeviceFault("the device fell off the bus"),
+        "cuda": RuntimeError("CUDA error: an illegal memory access was encountered"),
+        "bug": KeyError("frame"),
+    }
+    if kind in errors:
+        raise errors[kind]
+    if kind == "exit":
+        print("last words before the exit", file=sys.stderr, flush=True)  # noqa: T201
+        os._exit(7)
+    if kind == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if kind == "hang":
+        time.sleep(600)
+    if kind == "print":
+        print("a library that talks", "x" * 100_000, flush=True)  # noqa: T201
+    if kind == "children":
+        print("child", subprocess.Popen(["sleep", "600"]).pid, flush=True)  # noqa: T201
+        print("child", subprocess.Popen(["sleep", "600"], start_new_session=True).pid, flush=True)  # noqa: T201
+
+
+def faults(text: str, frame: int, done: set[str]) -> list[str]:
+    """The kinds that are due at `frame` and have not happened yet."""
+    due = []
+    for part in filter(None, (part.strip() for part in text.split(";"))):
+        kind, _, rest = part.partition("@")
+        at, _, marker = rest.partition("?")
+        if part in done or frame < int(at or 0) or (marker and Path(marker).exists()):
+            continue
+        done.add(part)
+        if marker:
+            Path(marker).touch()
+        due.append(kind)
+    return due
+
+
+class FakeSession:
+    def __init__(self, film: FilmRequest, first_frame: int, carry: bytes | None, pace: float) -> None:
+        self.film = film
+        self.frame = first_frame
+        self.pace = pace
+        self.done: set[str] = set()
+        if carry is None:
+            start = f"{film.seed} {film.width}x{film.height} {first_frame} {sorted(film.settings.items())}"
+            self.state = hashlib.sha256(start.encode() + film.portrait.read_bytes()).digest()
+        else:
+            frame, self.state = _STATE.unpack(carry[: _STATE.size])
+            if frame != first_frame:
+                raise EngineError(f"the carry stands at frame {frame}, not {first_frame}")
+
+    def step(self) -> Any:
+        film = self.film
+        count = min(CHUNK, film.total_frames - self.frame)
+        time.sleep(self.pace)
+        for kind in faults(film.prompt, self.frame, self.done):
+            if kind == "none":
+                return np.empty((0, film.height, film.width, 3), np.uint8)
+            if kind == "many":
+                count = film.total_frames
+            if kind == "strided":
+                return np.zeros((count, film.width, film.height, 3), np.uint8).transpose(0, 2, 1, 3)[:, :, ::2]
+            if kind != "hungry" or not film.save_memory:
+                misbehave("memory" if kind == "hungry" else kind)
+        sound = film.audio.read(self.frame * RATE // FPS, (self.frame + count) * RATE // FPS)
+        self.state = hashlib.sha256(self.state + sound.tobytes()).digest()
+        frames = np.empty((count, film.height, film.width, 3), np.uint8)
+        for number in range(count):
+            colours = np.frombuffer(self.state, np.uint8)[:12].reshape(2, 2, 3)
+            block = np.roll(colours, number, axis=0)
+            frames[number] = np.kron(block, np.ones((film.height // 2, film.width // 2, 1), np.uint8))
+        self.frame += count
+        return frames
+
+    def carry(self) -> bytes:
+        return _STATE.pack(self.frame, self.state)
 
 
 class FakeEngine:
     def __init__(self, settings: Mapping[str, Any]) -> None:
         self.settings = settings
+        self.stuffing = bytes(int(settings.get("carry_bytes", 0)))
 
     def load(self) -> LoadReport:
-        if self.settings.get("load_seconds"):
-            time.sleep(self.settings["load_seconds"])
-        if self.settings.get("load_fails"):
-            raise EngineError("the weights are not there")
-        if self.settings.get("grandchild"):
-            subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
-        return LoadReport(0.0, 1)
+        time.sleep(float(self.settings.get("load_seconds", 0)))
+        for kind in faults(str(self.settings.get("on_load", "")), 0, set()):
+            misbehave(kind)
+        return LoadReport(0.25, 123_456_789)
 
     def describe(self) -> Description:
-        return Description("fake", "1", (25, 1), CHUNK, 0, "rgb24", 64, os.environ.get("CUDA_VISIBLE_DEVICES", "none"))
+        return Description(
+            id="fake",
+            version="1",
+            fps=(FPS, 1),
+            chunk_frames=int(self.settings.get("chunk_frames", CHUNK)),
+            lookahead_samples=0,
+            pixel_format="rgb24",
+            carry_limit_bytes=64,
+            device="cpu",
+            limits={"seen": {name: os.environ.get(name) for name in SEEN}, "settings": dict(self.settings)},
+        )
 
-    def begin(self, film: FilmRequest, first_frame: int, carry: bytes | None) -> FakeSession:
-        if carry is not None and int(carry) != first_frame:
-            raise EngineError(f"the carry is of frame {int(carry)}, not {first_frame}")
-        return FakeSession(film, first_frame)
-
-
-class FakeSession:
-    def __init__(self, film: FilmRequest, frame: int) -> None:
-        self.film, self.frame = film, frame
-
-    def step(self) -> npt.NDArray[np.uint8]:
-        settings = self.film.settings
-        fault = settings.get("fault", "")
-        if fault and self.frame >= settings.get("at_frame", 0):
-            self._misbehave(fault)
-        time.sleep(settings.get("step_seconds", 0.0))
-        count = min(CHUNK, self.film.total_frames - self.frame)
-        levels = np.arange(self.frame, self.frame + count, dtype=np.uint8).reshape(-1, 1, 1, 1)
-        self.frame += count
-        return np.broadcast_to(levels, (count, self.film.height, self.film.width, 3)).copy()
-
-    def _misbehave(self, fault: str) -> None:
-        if fault == "memory" and self.film.save_memory:
-            return
-        if fault in FAULTS:
-            raise FAULTS[fault](f"{fault} on order")
-        if fault == "die":
-            os.kill(os.getpid(), signal.SIGKILL)
-        if fault == "exit":
-            sys.stderr.write("the last words\n")
-            sys.stderr.flush()
-            os._exit(7)
-        if fault == "hang":
-            time.sleep(600)
-
-    def carry(self) -> bytes:
-        return str(self.frame).encode()
+    def begin(self, film: FilmRequest, first_frame: int, carry: bytes | None) -> Any:
+        session = FakeSession(film, first_frame, carry, float(self.settings.get("pace", 0)))
+        if self.stuffing:
+            short = session.carry
+            session.carry = lambda: short() + self.stuffing  # type: ignore[method-assign]
+        return session
 
 
 def make_engine(settings: Mapping[str, Any]) -> FakeEngine:
