@@ -35,7 +35,6 @@ sys.path.insert(0, str(ROOT))
 from farm.media.binary import find_ffmpeg  # noqa: E402
 
 FACE = ROOT / "examples/portraits/astronaut.jpg"
-OTHER_FACE = ROOT / "examples/portraits/grace_hopper.jpg"
 SPEECH = ROOT / "examples/speech/reading_en.flac"
 SECRET = "not to be read by anyone"
 UNREADABLE = "is not a sound file that can be read"
@@ -273,8 +272,9 @@ def add_pictures(c: Corpus) -> None:
     c.portrait("turned by EXIF", c.picture("turned.jpg", face.rotate(90, expand=True), exif=turned), "film")
     c.portrait("upside down", c.picture("upside down.jpg", face.rotate(180)), "prepare", "is not upright")
     both = Image.new("RGB", (1024, 512), "grey")
-    both.paste(face, (0, 0))
-    both.paste(Image.open(OTHER_FACE).resize((400, 469)), (580, 20))
+    close = face.crop((110, 0, 350, 240))
+    both.paste(close.resize((500, 500)), (0, 0))
+    both.paste(close.resize((400, 400)), (580, 20))
     c.portrait("two faces", c.picture("two.jpg", both), "film", "2 faces")
     c.portrait(
         "no face", c.picture("wall.png", Image.new("RGB", (400, 400), "seagreen")), "prepare", "no face was found"
@@ -285,7 +285,7 @@ def add_pictures(c: Corpus) -> None:
     c.portrait("a profile cut out of paper", c.picture("profile.png", _silhouette()), "prepare", "no face was found")
     far = Image.new("RGB", (1600, 1600), (90, 110, 120))
     far.paste(face.resize((150, 150)), (700, 700))
-    c.portrait("far away", c.picture("far.jpg", far), "prepare", "px wide")
+    c.portrait("far away", c.picture("far.jpg", far), "prepare", "no face was found")
     c.portrait("sunglasses", c.picture("sunglasses.jpg", _sunglasses(face)), "film")
     c.portrait("a strip", c.picture("strip.png", face.resize((70, 3000))), "prepare", "portrait")
 

@@ -22,6 +22,7 @@ from workers.host.audio import DrivingFile
 from workers.portrait import normalise
 
 DRIVING_RATE = 16_000
+SILENT_PEAK = 1e-4  # of full scale, -80 dB
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +70,16 @@ def prepare(job: Job, token: int, folder_path: Path, segments: SegmentSettings, 
             "total_frames": total_frames,
             "facts": facts,
             "profile": json.loads(profile.to_json()),
-            "notes": [*job.notes, *portrait_notes, *sound.notes],
+            "notes": [*job.notes, *portrait_notes, *sound.notes, *_silence(sound)],
         },
         plan=tuple(plan),
         queue=model.queue_for(job.preset),
     )
+
+
+def _silence(sound: AudioFacts) -> list[str]:
+    """A film of a silent recording is a film, and most likely not the one that was wanted."""
+    return [] if sound.peak > SILENT_PEAK else ["the sound is silent from beginning to end; the mouth stays shut"]
 
 
 def _look_at_portrait(job: Job, token: int, folder: JobFolder) -> tuple[NewArtifact, list[str]]:
