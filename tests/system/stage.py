@@ -24,7 +24,7 @@ import psutil
 from farm.ledger import Ledger, open_ledger, read
 from farm.ledger.migrate import ensure_current
 from farm.states import WorkerState
-from tests.conftest import package_folder, private_folder, redis_program, unprivileged_user
+from tests.conftest import package_folder, private_folder, reap_with_us, redis_program, unprivileged_user
 from tests.system import pattern_engine
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -64,7 +64,8 @@ class RedisServer:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.socket.unlink(missing_ok=True)
         options = {"port": 0, "unixsocket": self.socket, "dir": self.folder, "save": "", "appendonly": "no"}
-        argv = [program, *(word for key, value in options.items() for word in (f"--{key}", str(value)))]
+        argv = [*reap_with_us("KILL"), program]
+        argv += [word for key, value in options.items() for word in (f"--{key}", str(value))]
         with (self.folder / "redis.log").open("ab") as output:
             self._process = subprocess.Popen(argv, stdout=output, stderr=output)
         wait_for(self.answers, 20, "the private Redis")
@@ -225,7 +226,7 @@ class Stage:
         logs.mkdir(parents=True, exist_ok=True)
         with (logs / f"worker-{name}.log").open("ab") as output:
             process = subprocess.Popen(
-                [sys.executable, "-m", WORKER, name],
+                [*reap_with_us("KILL"), sys.executable, "-m", WORKER, name],
                 cwd=ROOT,
                 env=env,
                 stdin=subprocess.DEVNULL,

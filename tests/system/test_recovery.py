@@ -19,8 +19,10 @@ from farm.ledger import Ledger, control, read
 from farm.ledger.audit import audit
 from farm.ledger.values import Segment, Worker
 from farm.media.verify import frame_hashes
+from farm.roster import load_roster
 from farm.states import FINISHED, JobState, SegmentKind, SegmentState, WorkerState
 from farm.submission import submit
+from farm.trial import render_everywhere
 from tests.conftest import do_without, redis_program
 from tests.system import material
 from tests.system.stage import Stage, stage, wait_for
@@ -281,3 +283,23 @@ def test_sigterm_gives_the_segment_back_and_says_goodbye(theatre: Theatre, undis
     assert theatre.wait_ended(job_id) == [JobState.SUCCEEDED]
     assert theatre.happened(job_id, "interrupt") == 1 and theatre.happened(job_id, "expire") == 0
     assert theatre.film(job_id) == undisturbed
+
+
+@pytest.mark.slow
+def test_a_deep_examination_renders_through_every_worker_and_names_the_one_that_cannot(theatre: Theatre) -> None:
+    for name in RENDERERS:
+        if theatre.farm.workers[name].poll() is not None:
+            theatre.farm.start_worker(name)
+    theatre.farm.wait_idle(["cpu0", *RENDERERS])
+    findings = {
+        f.what: f for f in render_everywhere(theatre.ledger, load_settings(), load_roster(), patience_seconds=25)
+    }
+    assert {what: f.verdict for what, f in findings.items()} == {
+        "film by cpu0": "well",
+        "film by r0": "well",
+        "film by r1": "well",
+        "film by full": "wrong",
+    }
+    assert "25 frames on cpu" in findings["film by r0"].found
+    assert "less than room.min_free_disk_gb" in findings["film by full"].found
+    assert not read.queue_depths(theatre.ledger)
