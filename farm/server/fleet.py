@@ -16,7 +16,7 @@ from farm.server.access import COOKIE, Admin, Caller, Gate, Reader
 from farm.server.context import Context, Here, problems
 
 router = APIRouter(tags=["farm"])
-Hours = Annotated[float, Query(gt=0, le=24 * 31, description="How far back")]
+Hours = Annotated[float, Query(ge=0.01, le=24 * 31, description="How far back")]
 
 
 class Health(BaseModel):
