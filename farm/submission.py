@@ -131,7 +131,10 @@ def _look_at_files(
 ) -> tuple[dict[tuple[str, str], InputFile], dict[tuple[str, str], str]]:
     """Hash and probe every input once, by (column, path).  Files known by size and change time are not opened."""
     wanted = {
-        (c, str(_absolute(row.cells[c], base))) for row in rows for c in ("portrait", "audio") if row.cells.get(c)
+        (c, str(_absolute(row.cells[c], base)))
+        for row in rows
+        for c in ("portrait", "audio")
+        if row.cells.get(c) and _is_text(row.cells[c])  # the checker says what is wrong with the others
     }
     remembered = known_files(ledger, sorted({path for _, path in wanted}))
     found: dict[tuple[str, str], InputFile] = {}
@@ -157,6 +160,8 @@ def _look_at_files(
             return item, InputFile(digest, facts), KnownFile(path_text, stat.st_size, stat.st_mtime_ns, digest, merged)
         except InputError as error:
             return item, str(error), None
+        except FileNotFoundError:
+            return item, f"{column} {path_text} does not exist", None
         except OSError as error:
             return item, f"{column} {path_text} cannot be read: {error.strerror}", None
 
@@ -379,14 +384,18 @@ def _renamed(request: JobRequest, taken: Mapping[str, JobRequest]) -> JobRequest
     return replace(request, output=output, name=f"{request.name}-{number}", key=key)
 
 
+def _is_text(cell: Any) -> bool:
+    """Whether a cell can be a file's name and a database's text; a JSON line can hold what is neither."""
+    try:
+        str(cell).encode()
+    except UnicodeEncodeError:
+        return False
+    return "\0" not in str(cell)
+
+
 def _check_text(name: str, cell: Any) -> None:
-    """A JSON line can hold what neither a file system nor a database takes."""
-    for text in cell if isinstance(cell, list) else [cell]:
-        try:
-            fits = "\0" not in str(text) and bool(str(text).encode() or True)
-        except UnicodeEncodeError:
-            fits = False
-        if not fits:
+    for part in cell if isinstance(cell, list) else [cell]:
+        if not _is_text(part):
             raise InputError(f"{name} holds characters that no file name or text may have")
 
 

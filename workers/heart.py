@@ -41,7 +41,8 @@ class LeaseWatch:
     def why_stop(self) -> str | None:
         """A word of moves.Standing when the attempt must end, "shutdown" when the worker must; None to go on."""
         if self._lost.is_set():
-            return moves.Standing.LOST
+            why = moves.standing(self._ledger, self.lease)  # a cancelled segment has no lease to renew either
+            return moves.Standing.LOST if why == moves.Standing.KEEP else why
         if self._stopping.is_set():
             return "shutdown"
         now = time.monotonic()

@@ -314,6 +314,8 @@ class Runner:
                 moves.release(self.ledger, lease, Decision(Event.INTERRUPT, "the job ended", "stop"))
             except LeaseLost:
                 self._drop(lease, f"the render was stopped: {word}")
+            else:
+                self.announcer.failed(lease, "the job ended", retried=True)
             return
         self._release(lease, Interrupted(sentences.get(word, word)), time.monotonic())
 
@@ -326,6 +328,7 @@ class Runner:
         except LeaseLost:
             self._drop(lease, "the lease was lost meanwhile")
             return
+        self.announcer.failed(lease, str(error), retried=True)
         for number in error.paths:
             render_again(self.ledger, lease.job.id, number, str(error))
 

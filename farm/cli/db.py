@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
 from farm.cli.farm_context import Farm
 from farm.errors import LedgerError
-from farm.ledger import migrate, open_ledger
+from farm.ledger import migrate, open_ledger, repair
 
 
 @click.group()
 def db() -> None:
-    """Look after the ledger's shape.
+    """Look after the ledger: its shape, its backup.
 
     \b
     Example:
@@ -81,3 +83,32 @@ def check(farm: Farm) -> None:
     if different:
         raise LedgerError("the ledger differs from what this farm expects: " + "; ".join(different[:5]))
     click.echo(f"the ledger is right, at revision {have}")
+
+
+@db.command()
+@click.argument("target", type=click.Path(path_type=Path, dir_okay=False))
+@click.pass_obj
+def backup(farm: Farm, target: Path) -> None:
+    """Copy an SQLite ledger to TARGET as it is now, while the farm works.  Copy the artifacts after it.
+
+    \b
+    Example:
+        farm db backup /backup/ledger.db
+    """
+    repair.back_up(farm.ledger, target)
+    click.echo(f"{target}, {target.stat().st_size / 1e6:.1f} MB; now copy {farm.settings.artifacts_dir}")
+
+
+@db.command()
+@click.argument("old", type=click.Path(path_type=Path, file_okay=False))
+@click.argument("new", type=click.Path(path_type=Path, file_okay=False, exists=True))
+@click.pass_obj
+def relocate(farm: Farm, old: Path, new: Path) -> None:
+    """Tell the ledger that the artifacts that lay in OLD lie in NEW.  Nothing is moved; no worker may run.
+
+    \b
+    Example:
+        farm db relocate /old/home/artifacts /new/home/artifacts
+    """
+    count = repair.relocate_artifacts(farm.ledger, old.absolute(), new.absolute())
+    click.echo(f"{count} artifacts are looked for in {new.absolute()} now")

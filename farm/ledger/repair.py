@@ -1,10 +1,15 @@
-"""Mending the ledger when published work turns out to be gone."""
+"""Mending the ledger when published work is gone or lies elsewhere, and copying it."""
 
 from __future__ import annotations
 
-from sqlalchemy import delete, insert, select, update
+import contextlib
+import sqlite3
+from pathlib import Path
+
+from sqlalchemy import delete, func, insert, make_url, select, update
 from sqlalchemy.orm import Session
 
+from farm.errors import ConfigError, InputError
 from farm.ledger.history import append
 from farm.ledger.ripple import lock_job, ripple
 from farm.ledger.store import Ledger, db_now
@@ -66,3 +71,42 @@ def render_again(ledger: Ledger, job_id: int, number: int, reason: str) -> bool:
         return True
 
     return ledger.write(story)
+
+
+def relocate_artifacts(ledger: Ledger, old: Path, new: Path) -> int:
+    """Say that what lay under `old` lies under `new` now.  Returns how many artifacts; the files are not touched."""
+    before, after_move = f"{old}/", f"{new}/"
+
+    def story(session: Session) -> int:
+        moved = session.scalars(
+            update(ArtifactRow)
+            .where(func.substr(ArtifactRow.path, 1, len(before)) == before)
+            .values(path=after_move + func.substr(ArtifactRow.path, len(before) + 1))
+            .returning(ArtifactRow.id)
+            .execution_options(synchronize_session=False)
+        ).all()
+        append(session, "relocate", detail=f"{len(moved)} artifacts from {old} to {new}")
+        return len(moved)
+
+    return ledger.write(story)
+
+
+def back_up(ledger: Ledger, target: Path) -> None:
+    """Copy an SQLite ledger as it is at one instant, while the farm works.
+
+    Raises ConfigError for another database, InputError when `target` exists or cannot be written.
+    """
+    if not ledger.is_sqlite:
+        raise ConfigError("the ledger is on PostgreSQL; pg_dump makes its backup")
+    if target.exists():
+        raise InputError(f"{target} exists; give another name")
+    source = make_url(ledger.url).database
+    assert source is not None
+    try:
+        with (
+            contextlib.closing(sqlite3.connect(source)) as from_here,
+            contextlib.closing(sqlite3.connect(target)) as there,
+        ):
+            from_here.backup(there)
+    except sqlite3.Error as error:
+        raise InputError(f"the backup {target} cannot be written: {error}") from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
+import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -153,12 +154,30 @@ def open_ledger(url: str) -> Ledger:
 def _prepare_sqlite(connection: Any, record: Any) -> None:
     connection.isolation_level = None  # the transaction's begin is ours, see _begin_sqlite
     cursor = connection.cursor()
-    cursor.execute("PRAGMA journal_mode = WAL")
+    _use_wal(cursor)
     # A published segment must survive a power cut, so every commit is synced; see docs/scale.md for what that costs.
     cursor.execute("PRAGMA synchronous = FULL")
     cursor.execute("PRAGMA foreign_keys = ON")
     cursor.execute("PRAGMA temp_store = MEMORY")
     cursor.close()
+
+
+def _use_wal(cursor: Any) -> None:
+    """Switch a new file to write-ahead logging; a file stays switched.
+
+    The switch needs the file alone, and SQLite refuses it at once, whatever the busy timeout, when another process
+    is at the same switch.
+    """
+    deadline = time.monotonic() + BUSY_SECONDS
+    while True:
+        try:
+            if cursor.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
+                cursor.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(0.02)
 
 
 def _begin_sqlite(connection: Connection) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
@@ -98,16 +98,17 @@ def test_processes_that_start_at_once_on_a_new_ledger_all_find_it_made(new_url: 
         "ledger = open_ledger(sys.argv[1]); print('here', flush=True); sys.stdin.read(); ensure_current(ledger)"
     )
     argv = [sys.executable, "-c", start, new_url]
-    processes = [subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT) for _ in range(3)]
-    for process in processes:
-        assert process.stdout and process.stdout.readline() == b"here\n"
-    for process in processes:
-        assert process.stdin
-        process.stdin.close()
-    assert [process.wait(60) for process in processes] == [0, 0, 0]
-    for process in processes:
-        assert process.stdout
-        process.stdout.close()
+    with ExitStack() as until_the_end:
+        processes = [
+            until_the_end.enter_context(subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT))
+            for _ in range(4)
+        ]
+        for process in processes:
+            assert process.stdout and process.stdout.readline() == b"here\n"
+        for process in processes:
+            assert process.stdin
+            process.stdin.close()
+        assert [process.wait(60) for process in processes] == [0] * 4
     with closing(open_quick(new_url)) as ledger:
         assert current_revision(ledger) == newest_revision()
 

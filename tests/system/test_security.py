@@ -168,16 +168,19 @@ def tls_in_front_of(unix_socket: Path, folder: Path) -> Iterator[tuple[int, Path
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
 
+    def converse(plain: socket.socket) -> None:
+        with plain, socket.socket(socket.AF_UNIX) as server, contextlib.suppress(OSError):
+            server.connect(str(unix_socket))
+            with context.wrap_socket(plain, server_side=True) as secured:
+                back = threading.Thread(target=pass_on, args=(server, secured), daemon=True)
+                back.start()
+                pass_on(secured, server)
+                back.join()
+
     def serve() -> None:
         with contextlib.suppress(OSError):
             while True:
-                plain, _ = listener.accept()
-                with contextlib.suppress(OSError):
-                    secured = context.wrap_socket(plain, server_side=True)
-                    server = socket.socket(socket.AF_UNIX)
-                    server.connect(str(unix_socket))
-                    for ends in ((secured, server), (server, secured)):
-                        threading.Thread(target=pass_on, args=ends, daemon=True).start()
+                threading.Thread(target=converse, args=(listener.accept()[0],), daemon=True).start()
 
     threading.Thread(target=serve, daemon=True).start()
     try:

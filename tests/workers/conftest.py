@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import threading
 import time
 import wave
@@ -16,15 +17,31 @@ import numpy as np
 import psutil
 import pytest
 from PIL import Image
+from sqlalchemy import event, update
 
+from farm.artifacts import is_staging_name
+from farm.batch import rows_from
+from farm.config import Settings, load_settings
 from farm.devices import DeviceSet
+from farm.ledger import Ledger, moves, open_ledger, read
+from farm.ledger.audit import audit
+from farm.ledger.migrate import upgrade
+from farm.ledger.tables import SegmentRow
+from farm.ledger.values import Job, Lease
+from farm.media.verify import frame_hashes
+from farm.roster import WorkerSpec
+from farm.states import ArtifactKind, JobState, SegmentKind
+from farm.submission import submit
+from workers.announce import Announcer
 from workers.host.parent import Host, HostSpec, Progress, Rendered
+from workers.preparing import prepare
+from workers.runner import Runner, make_runner
 
 HERE = Path(__file__).resolve().parent
 CHUNK = 5
 SIZE = 64
 FRAME_BYTES = SIZE * SIZE * 3
-PATIENCE = 60.0  # seconds that a test waits for something that takes a moment on an idle machine
+PATIENCE = 120.0  # seconds that a test waits for something that takes a moment on an idle machine
 
 
 def wait_until(true: Callable[[], Any], what: str) -> Any:
@@ -211,3 +228,145 @@ def end_with(pids: list[int]) -> Iterator[None]:
         for pid in pids:
             with contextlib.suppress(psutil.Error):
                 psutil.Process(pid).kill()
+
+
+# Farms
+
+
+class Quiet:
+    """A doorbell that nobody hears: idle workers find their work by themselves."""
+
+    def ring(self, queues: object) -> bool:
+        return True
+
+
+class SmallFarm:
+    """A home, a ledger and a model that costs nothing; workers are runners in threads of the test."""
+
+    def __init__(self, home: Path, portrait: Path) -> None:
+        self.home = home
+        self.portrait = portrait
+        (home / "models").mkdir(parents=True)
+        shutil.copyfile(HERE / "fake.toml", home / "models" / "fake.toml")
+        self.settings: Settings = load_settings(
+            lease={"ttl_seconds": 20.0, "beat_seconds": 0.2, "poll_seconds": 0.05, "sweep_seconds": 0.5},
+            retry={"base_delay_seconds": 0.01, "max_delay_seconds": 0.05},
+            segments={"seconds": 0.4, "first_seconds": 0.2},
+            host={"load_timeout_seconds": PATIENCE, "stop_seconds": 10.0, "restart_delay_seconds": 0.05},
+            room={"min_free_disk_gb": 0.0, "min_free_memory_gb": 0.0},
+            film={"encoder_preset": "ultrafast", "crf": 30},
+        )
+        self.ledger: Ledger = open_ledger(self.settings.ledger)
+        event.listen(self.ledger.engine, "connect", lambda c, _: c.execute("PRAGMA synchronous = OFF"))
+        upgrade(self.ledger)
+
+    def submit(self, prompt: str = "", *, seconds: float = 2.0, **cells: Any) -> int:
+        """The id of a job of so much speech: 5 frames first, then tens."""
+        speech = self.home / f"speech-{seconds}.wav"
+        if not speech.exists():
+            write_speech(speech, seconds)
+        row = {"portrait": str(self.portrait), "audio": str(speech), "model": "fake", "prompt": prompt, **cells}
+        output = {"output": str(self.home / "films" / f"{len(read.jobs(self.ledger, limit=None))}.mp4")}
+        (job_id,) = submit(
+            self.ledger,
+            self.settings,
+            rows_from([output | row]),
+            base=self.home,
+            source="test",
+            doorbell=Quiet(),  # type: ignore[arg-type]
+        ).intake.new_job_ids
+        return job_id
+
+    def change(self, section: str, **values: Any) -> None:
+        """Other settings for workers and jobs from now on."""
+        changed = getattr(self.settings, section).model_copy(update=values)
+        self.settings = self.settings.model_copy(update={section: changed})
+
+    def planned(self, prompt: str = "", **cells: Any) -> int:
+        """A job whose segments wait for a worker, prepared here and now."""
+        job_id = self.submit(prompt, **cells)
+        lease = self.claim("cpu", "test", job_id)
+        assert lease.job.id == job_id
+        done = prepare(lease.job, lease.token, self.settings.artifacts_dir, self.settings.segments, self.settings.film)
+        moves.publish_plan(self.ledger, lease, artifacts=done.artifacts, job=done.job, plan=done.plan, queue=done.queue)
+        return job_id
+
+    def claim(self, queue: str, worker: str, job_id: int | None = None) -> Lease:
+        lease = moves.claim(self.ledger, worker=worker, queue=queue, device="cpu", ttl_seconds=60.0, warm_job=job_id)
+        assert lease is not None
+        return lease
+
+    def job(self, job_id: int) -> Job:
+        return read.job(self.ledger, job_id)
+
+    def segments_done(self, job_id: int) -> int:
+        return self.job(job_id).segments_done
+
+    def outcomes(self, job_id: int, kind: SegmentKind = SegmentKind.RENDER) -> list[tuple[int, str | None]]:
+        """(segment, outcome) of every attempt at this kind, in order."""
+        numbers = {s.id: s.number for s in read.segments(self.ledger, job_id) if s.kind is kind}
+        tried = read.attempts(self.ledger, job_id)
+        return [(numbers[a.segment_id], a.outcome) for a in tried if a.segment_id in numbers]
+
+    def runner(self, name: str = "fake", announcer: Announcer | None = None, **settings: Any) -> Runner:
+        """A worker of the fake model; `settings` are the engine's."""
+        spec = WorkerSpec(name=name, model="fake", environment={"PYTHONPATH": str(HERE)}, settings=settings)
+        return make_runner(self.ledger, self.settings, spec, announcer=announcer)
+
+    def cpu_runner(self, announcer: Announcer | None = None) -> Runner:
+        return make_runner(self.ledger, self.settings, WorkerSpec(name="cpu"), announcer=announcer)
+
+    def wait_for(self, job_id: int, *states: JobState) -> Job:
+        return wait_until(
+            lambda: found if (found := self.job(job_id)).state in states else None, f"job {job_id} to be {states}"
+        )
+
+    def segment_hashes(self, job_id: int) -> list[str]:
+        """One hash per decoded frame of the published segments."""
+        files = read.artifacts(self.ledger, job_id, ArtifactKind.SEGMENT)
+        return [frame for file in files for frame in frame_hashes(Path(file.path))]
+
+    def staging_files(self) -> list[Path]:
+        return [path for path in self.home.rglob("*") if is_staging_name(path)]
+
+    def audit(self) -> list[str]:
+        return [str(violation) for violation in audit(self.ledger, self.settings, check_files=True)]
+
+    def run_out(self, segment_id: int) -> None:
+        """Let a lease end now, by the ledger's clock, and take it back."""
+        ended = self.ledger.now() - 1.0
+        self.ledger.write(
+            lambda session: session.execute(
+                update(SegmentRow).where(SegmentRow.id == segment_id).values(lease_until=ended)
+            )
+        )
+        assert moves.expire_leases(self.ledger, self.settings.retry.policy()) == [segment_id]
+
+
+@pytest.fixture
+def farm(tmp_path: Path, portrait: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SmallFarm]:
+    for name in [name for name in os.environ if name.startswith("FARM_") and not name.startswith("FARM_TEST")]:
+        if name != "FARM_FFMPEG":
+            monkeypatch.delenv(name)
+    home = tmp_path / "home"
+    monkeypatch.setenv("FARM_HOME", str(home))
+    monkeypatch.setenv("FARM_MACHINE", "box")
+    small = SmallFarm(home, portrait)
+    yield small
+    small.ledger.close()
+
+
+@contextlib.contextmanager
+def running(*runners: Runner) -> Iterator[None]:
+    """These workers at work; stopped and joined afterwards, whatever happens."""
+    threads = [threading.Thread(target=runner.run, name=runner.name) for runner in runners]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        for runner in runners:
+            runner.stop()
+        for thread in threads:
+            thread.join(PATIENCE)
+        assert not any(thread.is_alive() for thread in threads), "a worker did not stop"
