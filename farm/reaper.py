@@ -19,6 +19,8 @@ from farm.roster import machine_name
 
 log = logging.getLogger(__name__)
 
+DEATH_SECONDS = 5.0  # how long a killed host may take to be gone
+
 
 class Reaper:
     """Sweeps in a thread of its own until stopped."""
@@ -56,32 +58,35 @@ class Reaper:
     def _run(self) -> None:
         while not self._stop.wait(self._settings.lease.sweep_seconds):
             try:
-                if self._was_away():
+                now = self._ledger.now()
+                if self._was_away(now):
                     continue
-                self.kill_overdue_hosts_here()
+                # One instant for both steps: a lease that runs out between them waits for the next round, so that
+                # none is released on this machine whose host was not killed first.
+                self.kill_overdue_hosts_here(now)
                 if crew.lead(
                     self._ledger, crew.REAPER_LOCK, self._holder, ttl_seconds=3 * self._settings.lease.sweep_seconds
                 ):
-                    self.sweep()
+                    self.sweep(now)
             except Exception as error:
                 log.warning("the reaper will try again: %s", error)
 
-    def _was_away(self) -> bool:
+    def _was_away(self, theirs: float) -> bool:
         """Whether nobody could renew a lease for a while, so that this look must not judge anyone.
 
         A ledger that did not answer, a machine that slept or a clock that jumped makes every lease look dead at once;
         whoever lives renews within a beat, before the next look.
         """
-        ours, theirs = time.monotonic(), self._ledger.now()
+        ours = time.monotonic()
         before, self._looked_at = self._looked_at, (ours, theirs)
         if before is None:
             return False
         longest = self._settings.lease.sweep_seconds + self._settings.lease.ttl_seconds / 2
         return max(ours - before[0], theirs - before[1]) > longest
 
-    def sweep(self) -> None:
-        """One round of the leader."""
-        expired = moves.expire_leases(self._ledger, self._settings.retry.policy())
+    def sweep(self, now: float) -> None:
+        """One round of the leader, with what the ledger's clock said when it began."""
+        expired = moves.expire_leases(self._ledger, self._settings.retry.policy(), before=now)
         if expired:
             log.warning("took back %d leases whose workers vanished", len(expired))
         for name in crew.mark_lost(self._ledger):
@@ -90,24 +95,35 @@ class Reaper:
         owed.update(read.ringable_queues(self._ledger, self._settings.lease.ring_again_seconds))
         self._ring(sorted(owed))
 
-    def kill_overdue_hosts_here(self) -> None:
+    def kill_overdue_hosts_here(self, now: float) -> None:
         """Kill hosts on this machine whose worker is dead or out of time, before their lease goes to another.
 
         A worker that is only suspended would otherwise find its host still rendering on a device that someone else
         was given.
         """
-        overdue = read.overdue_workers(self._ledger, machine_name())
-        for worker in overdue:
-            if worker.host_pid is not None and _is_same_process(worker.host_pid, worker.info.get("host_started")):
-                log.warning("%s is out of time; its host %d is killed", worker.name, worker.host_pid)
-                self._kill(worker.host_pid)
+        for worker in read.overdue_workers(self._ledger, machine_name(), before=now):
+            if self._kill_host(worker):
+                log.warning("%s is out of time; its host %d was killed", worker.name, worker.host_pid)
 
     def bury(self, worker: Worker) -> bool:
         """Whether the process behind a worker's row of this machine is dead, its host killed if it was left behind."""
         if _is_same_process(worker.pid, worker.info.get("process_started")):
             return False
-        if worker.host_pid is not None and _is_same_process(worker.host_pid, worker.info.get("host_started")):
-            self._kill(worker.host_pid)
+        self._kill_host(worker)
+        return True
+
+    def _kill_host(self, worker: Worker) -> bool:
+        """Kill a worker's host if it lives, and wait until it is gone.  Whether it lived."""
+        pid, started = worker.host_pid, worker.info.get("host_started")
+        if pid is None or not _is_same_process(pid, started):
+            return False
+        self._kill(pid)
+        deadline = time.monotonic() + DEATH_SECONDS
+        while _is_same_process(pid, started):
+            if time.monotonic() > deadline:
+                log.warning("host %d of %s does not die; its driver holds it", pid, worker.name)
+                break
+            time.sleep(0.01)
         return True
 
 

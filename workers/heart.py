@@ -41,8 +41,8 @@ class LeaseWatch:
     def why_stop(self) -> str | None:
         """A word of moves.Standing when the attempt must end, "shutdown" when the worker must; None to go on."""
         if self._lost.is_set():
-            why = moves.standing(self._ledger, self.lease)  # a cancelled segment has no lease to renew either
-            return moves.Standing.LOST if why == moves.Standing.KEEP else why
+            cancelled = moves.standing(self._ledger, self.lease) == moves.Standing.CANCELLED
+            return moves.Standing.CANCELLED if cancelled else moves.Standing.LOST
         if self._stopping.is_set():
             return "shutdown"
         now = time.monotonic()

@@ -437,13 +437,15 @@ def close_attempt(
     )
 
 
-def expire_leases(ledger: Ledger, policy: RetryPolicy, *, worker: str | None = None) -> list[int]:
-    """Take back every lease that ran out; with `worker`, every lease of that worker whose death was confirmed.
+def expire_leases(
+    ledger: Ledger, policy: RetryPolicy, *, worker: str | None = None, before: float | None = None
+) -> list[int]:
+    """Take back every lease that ran out, with `before` only those that ran out before that instant of the ledger's
+    clock; with `worker`, every lease of that worker whose death was confirmed.
 
     Returns the segments' ids.  A segment that lost too many workers is given up: it is suspected to kill them.
     """
-
-    dead: ColumnElement[bool] = SegmentRow.lease_until < db_now()
+    dead: ColumnElement[bool] = SegmentRow.lease_until < (db_now() if before is None else before)
     if worker is not None:
         dead = SegmentRow.leased_by == worker
     with ledger.read() as session:

@@ -450,8 +450,8 @@ def count_segments(ledger: Ledger, job_id: int) -> dict[tuple[SegmentKind, Segme
         return {(kind, state): count for kind, state, count in rows}
 
 
-def overdue_workers(ledger: Ledger, machine: str) -> list[Worker]:
-    """Workers of a machine that work on a lease which ran out."""
+def overdue_workers(ledger: Ledger, machine: str, *, before: float | None = None) -> list[Worker]:
+    """Workers of a machine that work on a lease which ran out, or ran out `before` an instant of the ledger's clock."""
     with ledger.read() as session:
         rows = session.scalars(
             select(WorkerRow)
@@ -461,7 +461,7 @@ def overdue_workers(ledger: Ledger, machine: str) -> list[Worker]:
                 # A claim whose answer was lost leaves a lease that its worker knows nothing of.
                 WorkerRow.segment_id == SegmentRow.id,
                 SegmentRow.state == SegmentState.LEASED,
-                SegmentRow.lease_until < db_now(),
+                SegmentRow.lease_until < (db_now() if before is None else before),
             )
         ).all()
         return [worker_value(row) for row in rows]

@@ -86,7 +86,7 @@ def test_a_job_is_steered_and_tells_its_story(farm: Farm, speech: Path) -> None:
 
 
 def test_what_is_wrong_is_told_before_anything_is_submitted(farm: Farm, speech: Path, tmp_path: Path) -> None:
-    with pytest.raises(BadRows, match=r"python:2: audio .* cannot be read"):
+    with pytest.raises(BadRows, match=r"python:2: audio .* does not exist"):
         farm.submit([row(speech), row(tmp_path / "none.wav")])
     assert farm.jobs() == []
     partly = farm.submit([row(speech), row(tmp_path / "none.wav")], skip_bad=True)

@@ -87,7 +87,8 @@ def theatre() -> Iterator[Theatre]:
     if redis_program() is None:
         do_without("no private Redis for a farm to recover")
     with (
-        stage(FARM_SEGMENTS__SECONDS="2", FARM_SEGMENTS__FIRST_SECONDS="1") as farm,
+        # Beats tell the frames, so that a test finds a segment while most of it is still to come.
+        stage(FARM_SEGMENTS__SECONDS="2", FARM_SEGMENTS__FIRST_SECONDS="1", FARM_LEASE__BEAT_SECONDS="0.3") as farm,
         pytest.MonkeyPatch.context() as env,
     ):
         settings = {"pace": PACE}

@@ -84,16 +84,16 @@ def test_a_round_takes_back_dead_leases_and_rings_for_them(scene: Farm) -> None:
     scene.worker()
     lease = scene.overdue()
     crew.take_owed_doorbells(scene.farm.ledger)
-    scene.reaper.sweep()
+    scene.reaper.sweep(scene.farm.ledger.now())
     assert scene.segment(lease).state is SegmentState.QUEUED
     assert scene.rang == ["fake"]
 
 
 def test_work_that_waits_too_long_is_rung_again(scene: Farm) -> None:
     job_id = scene.farm.planned()
-    scene.reaper.sweep()
+    scene.reaper.sweep(scene.farm.ledger.now())
     scene.rang.clear()
-    scene.reaper.sweep()
+    scene.reaper.sweep(scene.farm.ledger.now())
     assert scene.rang == []
     long_ago = scene.farm.ledger.now() - 10 * scene.farm.settings.lease.ring_again_seconds
     scene.farm.ledger.write(
@@ -101,7 +101,7 @@ def test_work_that_waits_too_long_is_rung_again(scene: Farm) -> None:
             update(SegmentRow).where(SegmentRow.job_id == job_id).values(queued_at=long_ago)
         )
     )
-    scene.reaper.sweep()
+    scene.reaper.sweep(scene.farm.ledger.now())
     assert scene.rang == ["fake"]
 
 
@@ -109,7 +109,7 @@ def test_silent_workers_are_marked(scene: Farm) -> None:
     scene.worker()
     past = scene.farm.ledger.now() - 1000.0
     scene.farm.ledger.write(lambda session: session.execute(update(WorkerRow).values(beat_at=past)))
-    scene.reaper.sweep()
+    scene.reaper.sweep(scene.farm.ledger.now())
     assert read.workers(scene.farm.ledger)[0].state is WorkerState.LOST
 
 
@@ -119,8 +119,19 @@ def test_the_host_of_a_worker_that_is_out_of_time_is_killed_before_its_work_goes
     scene.farm.planned()
     scene.worker(host=sleeper)
     scene.overdue()
-    scene.reaper.kill_overdue_hosts_here()
-    wait_until(lambda: is_dead(sleeper.pid), "the host's death")
+    scene.reaper.kill_overdue_hosts_here(scene.farm.ledger.now())
+    assert is_dead(sleeper.pid)
+
+
+def test_a_lease_that_runs_out_during_a_round_is_left_to_the_next(scene: Farm, sleeper: psutil.Process) -> None:
+    scene.farm.planned()
+    scene.worker(host=sleeper)
+    began = scene.farm.ledger.now() - 60.0
+    scene.overdue()  # it ran out after the round began
+    scene.reaper.kill_overdue_hosts_here(began)
+    scene.reaper.sweep(began)
+    assert not is_dead(sleeper.pid)
+    assert [segment.state for segment in read.running(scene.farm.ledger)] == [SegmentState.LEASED]
 
 
 @pytest.mark.parametrize("why", ["in time", "another machine", "another process with its number"])
@@ -135,7 +146,7 @@ def test_no_other_process_is_killed(scene: Farm, sleeper: psutil.Process, why: s
         scene.farm.claim("fake", "w")
     else:
         scene.overdue()
-    scene.reaper.kill_overdue_hosts_here()
+    scene.reaper.kill_overdue_hosts_here(scene.farm.ledger.now())
     time.sleep(0.1)
     assert not is_dead(sleeper.pid)
 
