@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import tempfile
 import time
 import wave
 from collections.abc import Sequence
@@ -38,24 +37,25 @@ def render_everywhere(
 ) -> list[Finding]:
     """Render through each of `specs`, for `patience_seconds` at most; one finding for each.
 
-    The films are deleted; their jobs stay in the ledger under the owner "doctor".
+    Films and jobs stay, in the folder `trials` of FARM_HOME and under the owner "doctor": the ledger promises what it
+    published, and a film is worth a look when a device is new.
     """
     deadline = time.monotonic() + patience_seconds
     seen: dict[str, Attempt] = {}
     problems: dict[str, str] = {}
     stuck: dict[str, str] = {}  # by queue
-    with tempfile.TemporaryDirectory(prefix="farm-trial-") as name:
-        folder = Path(name)
-        portrait = shutil.copy(PORTRAIT, folder / "portrait.jpg")
-        sound = _say_something(folder / "sound.wav")
-        for number in range(ROUNDS):
-            missing = [spec for spec in specs if spec.full_name not in seen and spec.full_name not in problems]
-            renderers = [spec for spec in missing if spec.renders]
-            if not missing or time.monotonic() > deadline:
-                break
-            # A machine whose only missing worker assembles still needs a film for it to assemble.
-            cells = [_cells(spec, portrait, sound, number) for spec in renderers or specs if spec.renders]
-            _one_round(ledger, settings, cells, folder, deadline, seen, problems, stuck)
+    folder = settings.home / "trials" / time.strftime("%Y%m%d-%H%M%S")
+    folder.mkdir(parents=True, exist_ok=True)
+    portrait = shutil.copy(PORTRAIT, folder / "portrait.jpg")
+    sound = _say_something(folder / "sound.wav")
+    for number in range(ROUNDS):
+        missing = [spec for spec in specs if spec.full_name not in seen and spec.full_name not in problems]
+        renderers = [spec for spec in missing if spec.renders]
+        if not missing or time.monotonic() > deadline:
+            break
+        # A machine whose only missing worker assembles still needs a film for it to assemble.
+        cells = [_cells(spec, portrait, sound, number) for spec in renderers or specs if spec.renders]
+        _one_round(ledger, settings, cells, folder, deadline, seen, problems, stuck)
     return [
         _finding(ledger, spec, seen.get(spec.full_name), problems.get(spec.full_name) or stuck.get(spec.queue))
         for spec in specs

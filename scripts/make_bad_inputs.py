@@ -219,8 +219,8 @@ def add_paths(c: Corpus) -> None:
         add("device", "/dev/zero", "submit", "is a pipe, socket or device")
         add("socket", plug, "submit", "is a pipe, socket or device")
         add("link to itself", loop, "submit", "symbolic links go round in a circle")
-        add("link to nothing", dangling, "submit", "No such file")
-        add("missing", c.folder / "missing", "submit", "No such file")
+        add("link to nothing", dangling, "submit", "does not exist")
+        add("missing", c.folder / "missing", "submit", "does not exist")
     if os.geteuid() != 0:  # root reads everything
         locked = c.write("locked.wav", c.speech.read_bytes())
         locked.chmod(0)

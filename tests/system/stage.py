@@ -251,12 +251,16 @@ class Stage:
         return done
 
     def wait_idle(self, names: Sequence[str], seconds: float = 60) -> None:
-        """Until these workers are warm."""
+        """Until these workers, as they were started last, are warm."""
         with contextlib.closing(self.open()) as ledger:
 
             def ready() -> bool:
-                states = {w.name.partition("@")[0]: w.state for w in read.workers(ledger)}
-                return all(states.get(name) in (WorkerState.IDLE, WorkerState.RENDERING) for name in names)
+                warm = {
+                    (w.name.partition("@")[0], w.pid)
+                    for w in read.workers(ledger)
+                    if w.state in (WorkerState.IDLE, WorkerState.RENDERING)
+                }
+                return all((name, self.workers[name].pid) in warm for name in names)
 
             wait_for(ready, seconds, f"workers {', '.join(names)}")
 

@@ -66,7 +66,6 @@ def die(farm: Stage) -> None:
     farm.workers.clear()
 
 
-@pytest.mark.slow
 def test_an_sqlite_ledger_and_its_artifacts_go_on_elsewhere(tmp_path: Path) -> None:
     if redis_program() is None:
         do_without("no private Redis for the farm that is lost")

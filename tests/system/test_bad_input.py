@@ -88,7 +88,6 @@ def processes(farm: Stage) -> dict[str, tuple[int, ...]]:
     return found
 
 
-@pytest.mark.slow
 def test_every_case_ends_where_it_must_with_its_sentence(outcome: Outcome) -> None:
     wrong: list[str] = []
     for row, case in enumerate(outcome.cases):

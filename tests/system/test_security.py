@@ -209,7 +209,6 @@ def guarded_farm(tmp_path: Path, postgres_url: str) -> Iterator[Stage]:
             yield farm
 
 
-@pytest.mark.slow
 def test_no_password_is_told_anywhere_in_a_whole_run_over_tls(guarded_farm: Stage) -> None:
     farm = guarded_farm
     farm.write_roster({"cpu0": {}, "r0": {"model": "pattern"}})

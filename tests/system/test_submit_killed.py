@@ -33,7 +33,6 @@ def test_a_submit_killed_at_any_step_and_repeated_makes_every_job_once_on_sqlite
     assert run_steps(tmp_path, "", every=61) > 5
 
 
-@pytest.mark.slow
 def test_a_submit_killed_at_any_step_and_repeated_makes_every_job_once_on_postgresql(
     tmp_path: Path, postgres_url: str
 ) -> None:

@@ -193,10 +193,10 @@ def test_only_one_of_many_reapers_sweeps_and_another_follows_when_it_stops(scene
 def test_a_reaper_that_was_away_judges_nobody_in_its_first_round(scene: Farm, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [1000.0]
     monkeypatch.setattr("farm.reaper.time.monotonic", lambda: clock[0])
-    assert not scene.reaper._was_away()
+    assert not scene.reaper._was_away(scene.farm.ledger.now())
     clock[0] += scene.farm.settings.lease.sweep_seconds
-    assert not scene.reaper._was_away()
+    assert not scene.reaper._was_away(scene.farm.ledger.now())
     clock[0] += 3 * scene.farm.settings.lease.ttl_seconds
-    assert scene.reaper._was_away()
+    assert scene.reaper._was_away(scene.farm.ledger.now())
     clock[0] += scene.farm.settings.lease.sweep_seconds
-    assert not scene.reaper._was_away()
+    assert not scene.reaper._was_away(scene.farm.ledger.now())
