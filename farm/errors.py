@@ -14,6 +14,7 @@
         ├── LedgerAway    the database does not answer; tried again, held against nobody    exit 1
         ├── NotFound      no such batch, job, segment or worker                          exit 1
         ├── LeaseLost     the lease expired or was taken over; this result is void
+        ├── EngineChanged the film was begun by another version of the engine; it begins again
         └── IllegalMove   our bug: a state was asked for a move that it does not have    exit 1
 
 This module is read by the host's child process too, under the model's own interpreter: it imports only the standard
@@ -100,6 +101,10 @@ class NotFound(LedgerError):
 
 class LeaseLost(LedgerError):
     """The lease expired or was taken over; this worker's result is void."""
+
+
+class EngineChanged(LedgerError):
+    """The film was begun by another version of the engine, whose frames may not stand beside this one's."""
 
 
 class IllegalMove(LedgerError):

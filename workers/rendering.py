@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from farm.artifacts import JobFolder, seal, staging_name, write_sealed
-from farm.errors import DeviceFault, EngineError, FarmError, MediaError
+from farm.errors import DeviceFault, EngineChanged, EngineError, FarmError, MediaError
 from farm.ledger import Ledger, read
-from farm.ledger.values import Lease, NewArtifact
+from farm.ledger.values import Job, Lease, NewArtifact
 from farm.media.encode import SegmentEncoder
 from farm.media.profile import EncoderProfile
 from farm.models import ModelSpec
@@ -71,6 +71,16 @@ class Renderer:
             self.host.kill()
             raise EngineError(problem)
         return loaded
+
+    def refuse_another_versions_film(self, job: Job) -> None:
+        """Raises EngineChanged before anything is rendered when the ledger would refuse it afterwards."""
+        if self.host.loaded is None:
+            raise DeviceFault("the host is not loaded")
+        version = str(self.host.loaded.description["version"])
+        if job.engine_version not in (None, version):
+            raise EngineChanged(
+                f"the film was begun by version {job.engine_version} of the engine and this is {version}"
+            )
 
     def render(self, lease: Lease, watch: LeaseWatch) -> RenderedSegment:
         """Render and seal one segment.

@@ -18,9 +18,9 @@ from farm import __version__
 from farm.artifacts import JobFolder, discard_staged, seal
 from farm.config import Settings
 from farm.doorbell import Doorbell, Ringer
-from farm.errors import ConfigError, FarmError, Interrupted, LeaseLost, LedgerAway
+from farm.errors import ConfigError, EngineChanged, FarmError, Interrupted, LeaseLost, LedgerAway
 from farm.ledger import Ledger, crew, moves, read
-from farm.ledger.repair import render_again
+from farm.ledger.repair import begin_again, render_again
 from farm.ledger.values import Lease
 from farm.reaper import Reaper
 from farm.retry import Decision, backoff, decide
@@ -182,6 +182,8 @@ class Runner:
             self._give_back(lease, str(stopped))
         except BadSegment as error:
             self._ask_for_segments_again(lease, error)
+        except EngineChanged as error:
+            self._begin_again(lease, error)
         except Exception as error:
             self._release(lease, error, began)
         else:
@@ -214,6 +216,7 @@ class Runner:
 
     def _render(self, lease: Lease, watch: LeaseWatch) -> dict[str, Any]:
         assert self._renderer is not None
+        self._renderer.refuse_another_versions_film(lease.job)
         done: RenderedSegment = self._renderer.render(lease, watch)
         moves.publish(
             self.ledger,
@@ -331,6 +334,18 @@ class Runner:
         self.announcer.failed(lease, str(error), retried=True)
         for number in error.paths:
             render_again(self.ledger, lease.job.id, number, str(error))
+
+    def _begin_again(self, lease: Lease, error: EngineChanged) -> None:
+        """A film's frames all come from one version of the engine: ours from now on."""
+        log.warning("%s: %s; the film begins again", lease.label, error)
+        try:
+            if not begin_again(self.ledger, lease, str(error)):
+                sentence = f"{error}; workers of queue {self.queue} take turns with it: upgrade them all, then retry"
+                moves.release(self.ledger, lease, Decision(Event.FAIL, sentence, "engine"))
+        except LeaseLost:
+            self._drop(lease, "the lease was lost meanwhile")
+            return
+        self.announcer.failed(lease, str(error), retried=True)
 
     def _release(self, lease: Lease, error: Exception, began: float) -> None:
         """Tell the ledger how the attempt ended and do to the host what the error asks for."""

@@ -29,7 +29,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import Session, aliased
 
-from farm.errors import LeaseLost
+from farm.errors import EngineChanged, LeaseLost
 from farm.ledger.history import append
 from farm.ledger.read import job_value, segment_value
 from farm.ledger.ripple import lock_job, ready_next, ripple
@@ -218,9 +218,10 @@ def publish(
     device_seconds: float = 0.0,
     engine_version: str | None = None,
 ) -> None:
-    """Make the result public: files, carry and state change in one commit.  Raises LeaseLost.
+    """Make the result public: files, carry and state change in one commit.
 
-    Repeating it after a commit whose answer was lost changes nothing and succeeds.
+    Repeating it after a commit whose answer was lost changes nothing and succeeds.  Raises LeaseLost, and EngineChanged
+    when other segments of the film were published by another version of the engine.
     """
     _succeed(ledger, lease, artifacts, carry, frames, device_seconds, {"engine_version": engine_version}, None)
 
@@ -282,6 +283,7 @@ def _succeed(
             if done is not None:
                 return  # our own earlier commit, whose answer was lost
             raise LeaseLost(f"{lease.label}: the lease is gone; its result is void")
+        _refuse_a_second_version(session, segment.job_id, job_values.get("engine_version"))
         number = segment.number if segment.kind is SegmentKind.RENDER else -1
         for artifact in artifacts:
             # `farm jobs retry` may publish a job's poster or report again; the newest stands.
@@ -314,6 +316,12 @@ def _succeed(
         ripple(session, segment.job_id)
 
     ledger.write(story)
+
+
+def _refuse_a_second_version(session: Session, job_id: int, version: str | None) -> None:
+    begun_by = session.scalar(select(JobRow.engine_version).where(JobRow.id == job_id))
+    if version is not None and begun_by not in (None, version):
+        raise EngineChanged(f"the film was begun by version {begun_by} of the engine and this is {version}")
 
 
 def _insert_plan(session: Session, lease: Lease, plan: Sequence[PlannedSegment], queue: str) -> None:

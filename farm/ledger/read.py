@@ -61,6 +61,7 @@ def job_value(row: JobRow) -> Job:
         total_frames=row.total_frames,
         facts=row.facts,
         profile=row.profile,
+        engine_version=row.engine_version,
         segments_total=row.segments_total,
         segments_done=row.segments_done,
         frames_done=row.frames_done,

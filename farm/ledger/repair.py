@@ -9,14 +9,17 @@ from pathlib import Path
 from sqlalchemy import delete, func, insert, make_url, select, update
 from sqlalchemy.orm import Session
 
-from farm.errors import ConfigError, InputError
+from farm.errors import ConfigError, InputError, LeaseLost
 from farm.ledger.history import append
 from farm.ledger.ripple import lock_job, ripple
 from farm.ledger.store import Ledger, db_now
-from farm.ledger.tables import ArtifactRow, AttemptRow, OutboxRow, SegmentRow
+from farm.ledger.tables import ArtifactRow, AttemptRow, EventRow, JobRow, OutboxRow, SegmentRow, WorkerRow
+from farm.ledger.values import Lease
 from farm.states import ArtifactKind, Event, SegmentKind, SegmentState
 
 LOST_AGAIN = "render_again"  # outcome of an attempt whose published file is gone
+BEGIN_AGAIN = "begin_again"
+MAX_BEGINNINGS = 3  # then workers of several versions take turns, and the film would never end
 
 
 def render_again(ledger: Ledger, job_id: int, number: int, reason: str) -> bool:
@@ -68,6 +71,77 @@ def render_again(ledger: Ledger, job_id: int, number: int, reason: str) -> bool:
         append(session, LOST_AGAIN, job_id=job_id, segment_id=row.id, attempt=row.attempt, detail=reason)
         ripple(session, job_id)
         session.execute(insert(OutboxRow).values(queue=row.queue, created_at=db_now()))
+        return True
+
+    return ledger.write(story)
+
+
+def begin_again(ledger: Ledger, lease: Lease, reason: str) -> bool:
+    """Void every published segment of the leased film, because another version of the engine goes on with it.
+
+    The lease ends with it, and so do those of the film's other segments.  False when the film was begun so often that
+    workers of several versions must be taking turns; the lease is kept then.  Raises LeaseLost.
+    """
+    job_id = lease.job.id
+
+    def story(session: Session) -> bool:
+        lock_job(session, job_id)
+        held = select(SegmentRow.id).where(
+            SegmentRow.id == lease.segment.id, SegmentRow.state == SegmentState.LEASED, SegmentRow.token == lease.token
+        )
+        if session.scalar(held) is None:
+            raise LeaseLost(f"{lease.label}: the lease is gone")
+        before = select(func.count()).where(EventRow.job_id == job_id, EventRow.event == BEGIN_AGAIN)
+        if (session.scalar(before) or 0) + 1 >= MAX_BEGINNINGS:
+            return False
+        mine = (SegmentRow.job_id == job_id, SegmentRow.kind == SegmentKind.RENDER)
+        ids = select(SegmentRow.id).where(*mine)
+        without_work = update(WorkerRow).where(WorkerRow.segment_id.in_(ids)).values(segment_id=None)
+        session.execute(without_work.execution_options(synchronize_session=False))
+        for needs_carry, state in ((False, SegmentState.QUEUED), (True, SegmentState.WAITING)):
+            session.execute(
+                update(SegmentRow)
+                .where(*mine, SegmentRow.needs_carry.is_(needs_carry))
+                .values(
+                    state=state,
+                    carry=None,
+                    leased_by=None,
+                    lease_until=None,
+                    frames_now=0,
+                    finished_at=None,
+                    queued_at=db_now(),
+                    not_before=0.0,
+                    reason=reason,
+                )
+                .execution_options(synchronize_session=False)
+            )
+        session.execute(
+            update(SegmentRow)
+            .where(SegmentRow.job_id == job_id, SegmentRow.kind == SegmentKind.ASSEMBLE)
+            .values(state=SegmentState.WAITING, leased_by=None, lease_until=None, finished_at=None)
+        )
+        session.execute(delete(ArtifactRow).where(ArtifactRow.job_id == job_id, ArtifactRow.segment_number >= 0))
+        theirs = update(AttemptRow).where(AttemptRow.segment_id.in_(ids)).execution_options(synchronize_session=False)
+        session.execute(theirs.where(AttemptRow.outcome == Event.SUCCEED.value).values(outcome=LOST_AGAIN))
+        ended = {"ended_at": db_now(), "outcome": Event.INTERRUPT.value, "failure": "stop", "reason": reason}
+        for row in session.execute(
+            theirs.where(AttemptRow.ended_at.is_(None))
+            .values(**ended)
+            .returning(AttemptRow.segment_id, AttemptRow.number, AttemptRow.worker)
+        ).all():
+            append(
+                session,
+                Event.INTERRUPT,
+                job_id=job_id,
+                segment_id=row.segment_id,
+                attempt=row.number,
+                worker=row.worker,
+                detail=reason,
+            )
+        session.execute(update(JobRow).where(JobRow.id == job_id).values(engine_version=None))
+        append(session, BEGIN_AGAIN, job_id=job_id, worker=lease.worker, detail=reason)
+        ripple(session, job_id)
+        session.execute(insert(OutboxRow).values(queue=lease.segment.queue, created_at=db_now()))
         return True
 
     return ledger.write(story)

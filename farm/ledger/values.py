@@ -75,6 +75,7 @@ class Job:
     total_frames: int | None
     facts: Mapping[str, Any]
     profile: Mapping[str, Any]
+    engine_version: str | None  # of the engine that rendered what is published
     segments_total: int
     segments_done: int
     frames_done: int

@@ -433,6 +433,20 @@ def test_a_worker_that_follows_a_dead_one_takes_its_lease_back_at_once(farm: Sma
     assert farm.outcomes(job_id)[:2] == [(0, "expire"), (0, "succeed")]
 
 
+def test_a_film_that_another_version_of_the_engine_began_begins_again(farm: SmallFarm) -> None:
+    calm = farm.planned(seconds=1.0)
+    with running(farm.runner()):
+        farm.wait_for(calm, JobState.ASSEMBLING)
+    again = farm.planned(seconds=1.0)
+    lease = farm.claim("fake", "older@box", again)
+    moves.publish(farm.ledger, lease, artifacts=[], carry=b"another shape", frames=5, engine_version="0")
+    with running(farm.runner(), farm.cpu_runner()):
+        farm.wait_for(again, *ENDED)
+    assert [e for e in farm.outcomes(again) if e[0] == 0] == [(0, "render_again"), (0, "succeed")]
+    assert farm.segment_hashes(again) == farm.segment_hashes(calm)
+    assert farm.audit() == []
+
+
 def test_a_bug_of_ours_does_not_end_the_worker(farm: SmallFarm, monkeypatch: pytest.MonkeyPatch) -> None:
     job_id = farm.planned()
     claim, broken = moves.claim, threading.Event()
