@@ -182,7 +182,7 @@ def test_a_segment_that_kills_its_host_is_given_up_with_the_reason_and_its_neigh
     assert job.reason is not None
     assert job.reason.startswith("given up after 3 attempts; the last one: the host was killed by SIGKILL")
     tried = [a for a in read.attempts(theatre.ledger, poison) if a.failure == "device"]
-    assert len(tried) == 3
+    assert len(tried) == 3, read.attempts(theatre.ledger, poison)
     assert len({a.worker for a in tried[:2]}) == 2, "the second attempt was not given to the other worker"
     assert theatre.film(neighbour) == undisturbed
 
