@@ -9,6 +9,7 @@ import click
 from farm.cli.farm_context import Farm
 from farm.errors import LedgerError
 from farm.ledger import migrate, open_ledger, repair
+from farm.ledger.audit import audit
 
 
 @click.group()
@@ -67,13 +68,16 @@ def current(farm: Farm) -> None:
 
 
 @db.command()
+@click.option("--promises", is_flag=True, help="Also ask whether every promise of docs/reliability.md is kept.")
+@click.option("--files", is_flag=True, help="The same, and hash every artifact, which reads them all.")
 @click.pass_obj
-def check(farm: Farm) -> None:
+def check(farm: Farm, promises: bool, files: bool) -> None:
     """Check that the ledger has the shape that this farm expects.  Exits with 1 if not.
 
     \b
     Example:
         farm db check
+        farm db check --files
     """
     ledger = open_ledger(farm.settings.ledger)
     have, want = migrate.current_revision(ledger), migrate.newest_revision()
@@ -82,6 +86,13 @@ def check(farm: Farm) -> None:
     different = migrate.differences(ledger)
     if different:
         raise LedgerError("the ledger differs from what this farm expects: " + "; ".join(different[:5]))
+    if promises or files:
+        broken = audit(ledger, farm.settings, check_files=files)
+        for violation in broken:
+            click.echo(str(violation))
+        if broken:
+            raise LedgerError(f"{len(broken)} promises are broken; docs/reliability.md says what each means")
+        click.echo("every promise is kept" + (", and every file is as it was published" if files else ""))
     click.echo(f"the ledger is right, at revision {have}")
 
 

@@ -1,7 +1,7 @@
 """Does the ledger hold what the farm promises?  Every rule is one query whose rows are violations.
 
-`farm doctor` asks on demand, and the chaos suite after every run.  All rules are judged on one snapshot, so a farm
-that works meanwhile is not accused of what lies between two queries.
+`farm db check --promises` asks on demand, and the chaos suite after every run.  All rules are judged on one snapshot,
+so a farm that works meanwhile is not accused of what lies between two queries.
 """
 
 from __future__ import annotations

@@ -144,11 +144,23 @@ def open_ledger(url: str) -> Ledger:
             parsed.set(drivername="postgresql+psycopg"),
             pool_pre_ping=True,
             pool_size=8,
-            connect_args={"connect_timeout": 10, "options": f"-c lock_timeout={int(BUSY_SECONDS * 1000)}"},
+            connect_args=_POSTGRES_OPTIONS,
         )
     else:
         raise ConfigError(f"FARM_LEDGER_URL: {backend} is not supported; use SQLite or PostgreSQL")
     return Ledger(engine, parsed.render_as_string(hide_password=False))
+
+
+_POSTGRES_OPTIONS: dict[str, str | int] = {
+    "connect_timeout": 10,
+    # A worker that is frozen in the middle of a story must not hold its rows for longer than its lease.
+    "options": f"-c lock_timeout={int(BUSY_SECONDS * 1000)} -c idle_in_transaction_session_timeout=30000",
+    # A network that swallows everything is noticed within a lease, not after the kernel's two hours.
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 25_000,
+}
 
 
 def _prepare_sqlite(connection: Any, record: Any) -> None:
@@ -192,8 +204,9 @@ def _select_now() -> Any:
     return select(db_now())
 
 
-# PostgreSQL: serialization failure, deadlock, lock not available, admin shutdown, crash shutdown, cannot connect now.
-_PASSING = {"40001", "40P01", "55P03", "57P01", "57P02", "57P03"}
+# PostgreSQL: serialization failure, deadlock, lock not available, admin shutdown, crash shutdown, cannot connect now,
+# idle in transaction for too long.
+_PASSING = {"40001", "40P01", "55P03", "57P01", "57P02", "57P03", "25P03"}
 
 
 def _may_pass(error: DBAPIError) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 
@@ -104,6 +105,18 @@ def test_the_ledger_is_checked_and_told(farm: Farm, home: Path) -> None:
     farm("db", "upgrade")
     assert farm("db", "check").exit_code == 0
     assert "newest" in farm("db", "current").stdout
+
+
+def test_broken_promises_are_listed(farm: Farm, batch: Path, home: Path) -> None:
+    farm("submit", str(batch))
+    assert "every promise is kept" in farm("db", "check", "--promises").stdout
+    with sqlite3.connect(home / "ledger.db") as connection:
+        connection.execute("UPDATE jobs SET segments_done = 7 WHERE id = 1")
+    connection.close()
+    done = farm("db", "check", "--files")
+    assert done.exit_code == 1
+    assert "job 1: it says" in done.stdout and "jobs are what their segments say" in done.stdout
+    assert "1 promises are broken" in done.stderr
 
 
 def test_a_wrong_setting_names_the_variable(farm: Farm, monkeypatch: pytest.MonkeyPatch) -> None:

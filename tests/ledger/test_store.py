@@ -167,3 +167,18 @@ def test_a_connection_that_dies_inside_a_story_runs_the_story_again(postgres: Le
         return int(session.scalar(text("SELECT count(*) FROM outbox")))
 
     assert postgres.write(story) == 1
+
+
+def test_a_writer_that_freezes_inside_a_story_is_put_out_and_runs_it_again(postgres: Ledger) -> None:
+    tries: list[int] = []
+
+    def story(session: Session) -> int:
+        if not tries:
+            tries.append(1)
+            session.execute(text("SET LOCAL idle_in_transaction_session_timeout = '100ms'"))
+            session.execute(text("INSERT INTO outbox (queue, created_at) VALUES ('q', 1.0)"))
+            time.sleep(0.5)  # frozen
+        session.execute(text("INSERT INTO outbox (queue, created_at) VALUES ('q', 2.0)"))
+        return int(session.scalar(text("SELECT count(*) FROM outbox")))
+
+    assert postgres.write(story) == 1
