@@ -3,8 +3,9 @@
 
     scripts/bench_recovery.py --kills 40 --ledger sqlite
 
-In each round half of the workers that render are killed with their hosts, at a random moment and without a word, and
-stay dead until every segment they held is leased again.  The farm is real but for its engine, which only waits.
+In each round half of the workers render a film each and the others are idle.  Those that render are killed with their
+hosts, at a random moment and without a word, and stay dead until every segment they held is leased again.  The farm is
+real but for its engine, which only waits.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from farm.config import load_settings  # noqa: E402
-from farm.ledger import Ledger, read  # noqa: E402
+from farm.ledger import Ledger, control, read  # noqa: E402
 from farm.ledger.values import Segment  # noqa: E402
 from tests.conftest import private_folder  # noqa: E402
 from tests.system import material  # noqa: E402
@@ -49,12 +50,13 @@ def main() -> int:
         farm.write_roster({"cpu0": {}, **roster}, segment_seconds=FILM_SECONDS)
         for name in ("cpu0", *names):
             farm.start_worker(name)
-        submit(farm, films=options.kills + 3 * options.workers)
+        make_inputs(farm)
         with contextlib.closing(farm.open()) as ledger:
             farm.wait_idle(names, 300)
             times: list[float] = []
             while len(times) < options.kills:
-                times += one_round(farm, ledger, rng, at_most=min(len(names) // 2, options.kills - len(times)))
+                farm.wait_idle(names, 120)
+                times += one_round(farm, ledger, rng, min(len(names) // 2, options.kills - len(times)))
                 print(f"{len(times)} of {options.kills}", file=sys.stderr, flush=True)
     times.sort()
     report = {
@@ -74,20 +76,27 @@ def main() -> int:
     return 0 if times[-1] <= report["goal seconds"] else 1
 
 
-def submit(farm: Stage, films: int) -> None:
+def make_inputs(farm: Stage) -> None:
     folder = farm.folder / "in"
     folder.mkdir()
-    cells = {"portrait": material.portrait(folder / "p.png"), "audio": material.sound(folder / "a.wav", FILM_SECONDS)}
-    rows = [{**cells, "model": "pattern", "size": "32x32", "name": f"film{n}"} for n in range(films)]
-    farm.farm("submit", material.batch(folder / "b.csv", rows), "-o", farm.folder / "films")
+    material.portrait(folder / "p.png")
+    material.sound(folder / "a.wav", FILM_SECONDS)
 
 
-def one_round(farm: Stage, ledger: Ledger, rng: random.Random, at_most: int) -> list[float]:
-    """Kill some of those who render; seconds until each of their segments was leased again."""
-    wait_for(lambda: len(rendering(ledger)) > at_most, 120, "workers to render")
+def submit(farm: Stage, films: int) -> None:
+    cells = {"portrait": "p.png", "audio": "a.wav", "model": "pattern", "size": "32x32"}
+    rows = [{**cells, "name": f"film{n}"} for n in range(films)]
+    batch = material.batch(farm.folder / "in" / "b.csv", rows)
+    farm.farm("submit", batch, "-o", farm.folder / "films", "--again", "--overwrite")
+
+
+def one_round(farm: Stage, ledger: Ledger, rng: random.Random, films: int) -> list[float]:
+    """Kill those who render; seconds until each of their segments was leased again."""
+    submit(farm, films)
+    wait_for(lambda: len(rendering(ledger)) == films, 120, "workers to render")
     time.sleep(rng.uniform(0.0, 5.0))
     held: list[tuple[Segment, int, float]] = []
-    for segment in rng.sample(rendering(ledger), at_most):
+    for segment in rendering(ledger):
         name = str(segment.leased_by).partition("@")[0]
         kill_tree(farm.workers[name].pid)
         farm.workers[name].wait()
@@ -104,9 +113,11 @@ def one_round(farm: Stage, ledger: Ledger, rng: random.Random, at_most: int) -> 
         return all(taken_at(segment, attempt) for segment, attempt, _ in held)
 
     wait_for(all_taken, 300, "every segment to be leased again")
+    times = [(taken_at(segment, attempt) or 0.0) - killed_at for segment, attempt, killed_at in held]
     for segment, _, _ in held:
+        control.cancel(ledger, segment.job_id)
         farm.start_worker(str(segment.leased_by).partition("@")[0])
-    return [(taken_at(segment, attempt) or 0.0) - killed_at for segment, attempt, killed_at in held]
+    return times
 
 
 def rendering(ledger: Ledger) -> list[Segment]:
