@@ -6,10 +6,11 @@ from sqlalchemy import insert
 from sqlalchemy.orm import Session
 
 from farm.ledger.store import db_now
-from farm.ledger.tables import EventRow
+from farm.ledger.tables import EventRow, plain
 from farm.logs import redact
 
 DETAIL_LIMIT = 2000  # characters; a library's endless error text must not swell the history
+_APPEND = insert(plain(EventRow)).values(at=db_now())
 
 
 def append(
@@ -25,14 +26,14 @@ def append(
 ) -> None:
     """Append one line, at the ledger's own time."""
     session.execute(
-        insert(EventRow).values(
-            at=db_now(),
-            event=event,
-            batch_id=batch_id,
-            job_id=job_id,
-            segment_id=segment_id,
-            attempt=attempt,
-            worker=worker,
-            detail=redact(detail)[:DETAIL_LIMIT] if detail else None,
-        )
+        _APPEND,
+        {
+            "event": str(event),
+            "batch_id": batch_id,
+            "job_id": job_id,
+            "segment_id": segment_id,
+            "attempt": attempt,
+            "worker": worker,
+            "detail": redact(detail)[:DETAIL_LIMIT] if detail else None,
+        },
     )

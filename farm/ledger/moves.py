@@ -32,9 +32,9 @@ from sqlalchemy.orm import Session, aliased
 from farm.errors import EngineChanged, LeaseLost
 from farm.ledger.history import append
 from farm.ledger.read import job_value, segment_value
-from farm.ledger.ripple import lock_job, ready_next, ripple
+from farm.ledger.ripple import lock_job, owe, ready_next, ripple
 from farm.ledger.store import Ledger, db_now
-from farm.ledger.tables import CLAIMABLE, ArtifactRow, AttemptRow, JobRow, OutboxRow, SegmentRow, WorkerRow
+from farm.ledger.tables import CLAIMABLE, ArtifactRow, AttemptRow, JobRow, SegmentRow, WorkerRow, plain
 from farm.ledger.values import Lease, NewArtifact
 from farm.planning import PlannedSegment
 from farm.retry import Decision, RetryPolicy
@@ -42,6 +42,19 @@ from farm.states import Event, SegmentKind, SegmentState, WorkerState, after
 
 STRIKES_PER_JOB = 3  # a worker that failed a job this often does not get it again
 ALIVE_SECONDS = 60.0  # a worker that beat this recently counts as one that could take a segment
+
+_SEGMENTS, _ATTEMPTS, _WORKERS = plain(SegmentRow), plain(AttemptRow), plain(WorkerRow)
+_OPEN_ATTEMPT = insert(_ATTEMPTS).values(started_at=db_now())
+_OCCUPY_WORKER = (
+    update(_WORKERS)
+    .where(_WORKERS.c.name == bindparam("of_name"))
+    .values(segment_id=bindparam("by_segment"), state=WorkerState.RENDERING, reason=None)
+)
+_CARRY = select(_SEGMENTS.c.carry).where(
+    _SEGMENTS.c.job_id == bindparam("of_job"),
+    _SEGMENTS.c.kind == SegmentKind.RENDER,
+    _SEGMENTS.c.number == bindparam("of_number"),
+)
 
 
 def claim(
@@ -56,39 +69,28 @@ def claim(
         wanted: dict[str, object] = {"by_worker": worker, "of_queue": queue, "for_seconds": ttl_seconds}
         if warm_job is not None:
             wanted["warm_job"] = warm_job
-        taken = session.scalar(_claim_statement(has_warm_job=warm_job is not None), wanted)
-        if taken is None:
+        row = session.scalar(_claim_statement(has_warm_job=warm_job is not None), wanted)
+        if row is None:
             return None
-        row = session.get_one(SegmentRow, taken)
         after(SegmentState.QUEUED, Event.LEASE)
         session.execute(
-            insert(AttemptRow).values(
-                segment_id=row.id,
-                job_id=row.job_id,
-                number=row.attempt,
-                token=row.token,
-                worker=worker,
-                device=device,
-                started_at=db_now(),
-            )
+            _OPEN_ATTEMPT,
+            {
+                "segment_id": row.id,
+                "job_id": row.job_id,
+                "number": row.attempt,
+                "token": row.token,
+                "worker": worker,
+                "device": device,
+            },
         )
         append(session, Event.LEASE, job_id=row.job_id, segment_id=row.id, attempt=row.attempt, worker=worker)
         if row.kind is SegmentKind.PREPARE:  # the only lease that changes what its job is
             ripple(session, row.job_id)
-        session.execute(
-            update(WorkerRow)
-            .where(WorkerRow.name == worker)
-            .values(segment_id=row.id, state=WorkerState.RENDERING, reason=None)
-        )
+        session.execute(_OCCUPY_WORKER, {"of_name": worker, "by_segment": row.id})
         carry = None
         if row.needs_carry:
-            carry = session.scalar(
-                select(SegmentRow.carry).where(
-                    SegmentRow.job_id == row.job_id,
-                    SegmentRow.kind == SegmentKind.RENDER,
-                    SegmentRow.number == row.number - 1,
-                )
-            )
+            carry = session.scalar(_CARRY, {"of_job": row.job_id, "of_number": row.number - 1})
         job = session.get_one(JobRow, row.job_id, populate_existing=True)
         return Lease(
             segment=segment_value(row),
@@ -142,7 +144,7 @@ def _claim_statement(*, has_warm_job: bool) -> Any:
             lease_until=db_now() + bindparam("for_seconds", type_=Double),
             frames_now=0,
         )
-        .returning(segment.id)
+        .returning(segment)
         .execution_options(synchronize_session=False)
     )
 
@@ -357,7 +359,7 @@ def _insert_plan(session: Session, lease: Lease, plan: Sequence[PlannedSegment],
     }
     session.execute(insert(SegmentRow), [*rows, assemble])
     session.execute(update(JobRow).where(JobRow.id == row.job_id).values(segments_total=len(rows)))
-    session.execute(insert(OutboxRow).values(queue=queue, created_at=db_now()))
+    owe(session, queue)
 
 
 def release(ledger: Ledger, lease: Lease, decision: Decision, *, frames: int = 0, device_seconds: float = 0.0) -> None:
@@ -397,7 +399,7 @@ def release(ledger: Ledger, lease: Lease, decision: Decision, *, frames: int = 0
         )
         ripple(session, lease.segment.job_id, reason=decision.reason, failure=decision.failure)
         if to is SegmentState.QUEUED:
-            session.execute(insert(OutboxRow).values(queue=lease.segment.queue, created_at=db_now()))
+            owe(session, lease.segment.queue)
 
     ledger.write(story)
 
@@ -515,7 +517,7 @@ def _expire(session: Session, segment_id: int, job_id: int, dead: ColumnElement[
     append(session, event, job_id=job_id, segment_id=segment_id, attempt=number, worker=gone, detail=reason)
     ripple(session, job_id, reason=reason, failure="lost")
     if to is SegmentState.QUEUED:
-        session.execute(insert(OutboxRow).values(queue=row.queue, created_at=db_now()))
+        owe(session, row.queue)
     return True
 
 

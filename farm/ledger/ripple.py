@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import func, insert, select, update
+from sqlalchemy import bindparam, func, insert, select, update
 from sqlalchemy.orm import Session
 
 from farm.ledger.history import append
 from farm.ledger.store import db_now
-from farm.ledger.tables import JobRow, OutboxRow, SegmentRow
+from farm.ledger.tables import JobRow, OutboxRow, SegmentRow, plain
 from farm.ledger.values import Segment
 from farm.states import FINISHED, Event, JobState, SegmentKind, SegmentState, after, job_state
 
@@ -22,20 +22,42 @@ def lock_job(session: Session, job_id: int) -> None:
     The lock lets others refer to the row: with a stronger one, two segments that publish their artifacts at the same
     instant would each wait for the other's foreign key.
     """
-    session.execute(select(JobRow.id).where(JobRow.id == job_id).with_for_update(key_share=True))
+    session.execute(_LOCK_JOB, {"job": job_id})
+
+
+_JOBS, _SEGMENTS = plain(JobRow), plain(SegmentRow)
+# Built once: to build these and to look up what they compile to took longer than to run them.
+_LOCK_JOB = (
+    select(_JOBS.c.state, _JOBS.c.started_at, _JOBS.c.batch_id, _JOBS.c.paused)
+    .where(_JOBS.c.id == bindparam("job"))
+    .with_for_update(key_share=True)
+)
+_COUNT_SEGMENTS = (
+    select(_SEGMENTS.c.kind, _SEGMENTS.c.state, func.count(), func.sum(_SEGMENTS.c.frames))
+    .where(_SEGMENTS.c.job_id == bindparam("job"))
+    .group_by(_SEGMENTS.c.kind, _SEGMENTS.c.state)
+)
+_HOLD = (
+    update(_SEGMENTS)
+    .where(
+        _SEGMENTS.c.job_id == bindparam("job"),
+        _SEGMENTS.c.state.in_((SegmentState.WAITING, SegmentState.QUEUED, SegmentState.LEASED)),
+        _SEGMENTS.c.held != bindparam("wanted"),
+    )
+    .values(held=bindparam("wanted"))
+)
+_RING = insert(plain(OutboxRow)).values(created_at=db_now())
+
+
+def owe(session: Session, queue: str) -> None:
+    """Owe a doorbell to a queue; it is rung after the commit."""
+    session.execute(_RING, {"queue": queue})
 
 
 def ripple(session: Session, job_id: int, *, reason: str | None = None, failure: str | None = None) -> JobState:
     """Derive the job's state from its segments and write it down.  Returns the state."""
-    lock_job(session, job_id)
-    job = session.execute(
-        select(JobRow.state, JobRow.started_at, JobRow.batch_id, JobRow.paused).where(JobRow.id == job_id)
-    ).one()
-    counted = session.execute(
-        select(SegmentRow.kind, SegmentRow.state, func.count(), func.sum(SegmentRow.frames))
-        .where(SegmentRow.job_id == job_id)
-        .group_by(SegmentRow.kind, SegmentRow.state)
-    ).all()
+    job = session.execute(_LOCK_JOB, {"job": job_id}).one()
+    counted = session.execute(_COUNT_SEGMENTS, {"job": job_id}).all()
     state = job_state({(kind, segment_state): count for kind, segment_state, count, _ in counted})
     done = [
         (count, frames)
@@ -68,16 +90,7 @@ def ripple(session: Session, job_id: int, *, reason: str | None = None, failure:
 
 def hold(session: Session, job_id: int, *, held: bool) -> None:
     """Take the job's open segments out of every queue, or put them back."""
-    session.execute(
-        update(SegmentRow)
-        .where(
-            SegmentRow.job_id == job_id,
-            SegmentRow.state.in_((SegmentState.WAITING, SegmentState.QUEUED, SegmentState.LEASED)),
-            SegmentRow.held != held,
-        )
-        .values(held=held)
-        .execution_options(synchronize_session=False)
-    )
+    session.execute(_HOLD, {"job": job_id, "wanted": held})
 
 
 def ready_next(session: Session, done: Segment) -> None:
@@ -140,4 +153,4 @@ def _ready(session: Session, *where: Any) -> None:
         .execution_options(synchronize_session=False)
     ).all()
     for queue in sorted(set(queues)):
-        session.execute(insert(OutboxRow).values(queue=queue, created_at=db_now()))
+        owe(session, queue)

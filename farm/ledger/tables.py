@@ -6,8 +6,9 @@ Instants are seconds since 1970-01-01 UTC as double precision, always taken from
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Any
+from typing import Any, cast
 
+import sqlalchemy
 from sqlalchemy import (
     JSON,
     BigInteger,
@@ -78,8 +79,14 @@ class Table(DeclarativeBase):
     }
 
 
+def plain(row: type[Table]) -> sqlalchemy.Table:
+    """The table behind a mapped class.  What is written through it does not pass through the ORM, which pays where a
+    statement runs thousands of times."""
+    return cast(sqlalchemy.Table, row.__table__)
+
+
 class OwnerRow(Table):
-    """For whom jobs are rendered; carries the clock of fair queueing (see farm/ledger/fairness.py)."""
+    """For whom jobs are rendered; carries the clock of fair queueing (see farm/ledger/intake.py)."""
 
     __tablename__ = "owners"
 
