@@ -131,7 +131,7 @@ def _look_at_files(
 ) -> tuple[dict[tuple[str, str], InputFile], dict[tuple[str, str], str]]:
     """Hash and probe every input once, by (column, path).  Files known by size and change time are not opened."""
     wanted = {
-        (c, str(_absolute(row.cells[c], base)))
+        (c, _absolute_text(str(row.cells[c]), str(base)))
         for row in rows
         for c in ("portrait", "audio")
         if row.cells.get(c) and _is_text(row.cells[c])  # the checker says what is wrong with the others
@@ -306,11 +306,10 @@ class RowChecker:
         cell = cells.pop(column, None)
         if not cell:
             raise InputError(f"no {column}")
-        path = _absolute(cell, self.base)
-        item = (column, str(path))
+        item = (column, _absolute_text(str(cell), str(self.base)))
         if item in self.file_errors:
             raise InputError(self.file_errors[item])
-        return path, self.files[item]
+        return Path(item[1]), self.files[item]
 
     def _output(self, cell: Any, name: str) -> Path:
         output = _absolute(cell, self.base) if cell else self.films / f"{name}.mp4"
