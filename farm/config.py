@@ -19,6 +19,7 @@ from pydantic_settings import (
 )
 
 from farm.errors import ConfigError
+from farm.logs import LogFormat
 from farm.paths import shipped
 from farm.retry import RetryPolicy
 
@@ -111,6 +112,7 @@ class Settings(BaseSettings):
     input_roots: list[Path]
     output_roots: list[Path]
     default_model: str
+    log_format: LogFormat
     lease: LeaseSettings
     retry: RetrySettings
     segments: SegmentSettings

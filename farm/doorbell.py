@@ -6,6 +6,7 @@ This is the only place on this side that knows Celery; `workers/app.py` is the o
 
 from __future__ import annotations
 
+import contextvars
 import logging
 import threading
 from collections.abc import Iterable
@@ -114,7 +115,8 @@ class Ringer:
         self._owed: set[str] = set()
         self._lock = threading.Lock()
         self._wake = threading.Event()
-        threading.Thread(target=self._run, name="ringer", daemon=True).start()
+        here = contextvars.copy_context()  # so that its lines bear the worker's name
+        threading.Thread(target=here.run, args=(self._run,), name="ringer", daemon=True).start()
 
     def ring(self, queues: Iterable[str]) -> None:
         """Ring soon, once for each queue however often it is asked for meanwhile."""

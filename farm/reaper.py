@@ -15,6 +15,7 @@ import psutil
 from farm.config import Settings
 from farm.ledger import Ledger, crew, moves, read
 from farm.ledger.values import Worker
+from farm.logs import add_log_ids
 from farm.roster import machine_name
 
 log = logging.getLogger(__name__)
@@ -42,6 +43,7 @@ class Reaper:
         self._looked_at: tuple[float, float] | None = None  # our clock and the ledger's, when we last looked
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="reaper", daemon=True)
+        self._worker = holder.partition("/")[0]
 
     def start(self) -> None:
         self._thread.start()
@@ -56,6 +58,7 @@ class Reaper:
                 log.debug("the reaper's lock was not given back: %s", error)
 
     def _run(self) -> None:
+        add_log_ids(worker=self._worker)
         while not self._stop.wait(self._settings.lease.sweep_seconds):
             try:
                 now = self._ledger.now()

@@ -193,6 +193,7 @@ def main(argv: list[str]) -> int:
     options = parser.parse_args(argv)
     try:
         settings = load_settings()
+        log_to_stderr(settings.log_format)
         supervisor = Supervisor(settings, plan_children(settings, flower=options.flower, serve=options.serve))
     except FarmError as error:
         log.error("%s", error)

@@ -97,6 +97,7 @@ def main(argv: list[str]) -> int:
     log_to_stderr()
     try:
         settings = load_settings()
+        log_to_stderr(settings.log_format)
         spec = find_worker(argv[0])
         app = build(settings, spec)
     except FarmError as error:

@@ -16,6 +16,7 @@ import psutil
 from farm.errors import LeaseLost
 from farm.ledger import Ledger, crew, moves
 from farm.ledger.values import Lease, Worker
+from farm.logs import log_ids
 from farm.states import WorkerState
 
 log = logging.getLogger(__name__)
@@ -115,22 +116,19 @@ class Heart:
             self._watch = None
 
     def _run(self) -> None:
-        while not self._stop.is_set():
-            self._beat()
-            self._now.wait(self._beat_seconds)
-            self._now.clear()
+        with log_ids(worker=self._name):
+            while not self._stop.is_set():
+                self._beat()
+                self._now.wait(self._beat_seconds)
+                self._now.clear()
 
     def _beat(self) -> None:
         with self._lock:
             watch, state, reason = self._watch, self._state, self._reason
             host_pid, restarts, info = self._host_pid, self._host_restarts, dict(self._info)
         if watch is not None:
-            try:
-                moves.renew(self._ledger, watch.lease, ttl_seconds=self._ttl_seconds, frames_now=watch.frames)
-            except LeaseLost:
-                watch.lose()
-            except Exception as error:
-                log.warning("the lease could not be renewed: %s", error)
+            with log_ids(**watch.lease.ids):
+                self._renew(watch)
         try:
             info["process_started"] = psutil.Process().create_time()
             if host_pid is not None:
@@ -153,3 +151,11 @@ class Heart:
             self._on_name_taken()
         except Exception as error:
             log.warning("the ledger did not take a beat: %s", error)
+
+    def _renew(self, watch: LeaseWatch) -> None:
+        try:
+            moves.renew(self._ledger, watch.lease, ttl_seconds=self._ttl_seconds, frames_now=watch.frames)
+        except LeaseLost:
+            watch.lose()
+        except Exception as error:
+            log.warning("the lease could not be renewed: %s", error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import json
 import logging
 import threading
@@ -177,7 +178,8 @@ class _StopWatcher:
         self._host = host
         self._stop_seconds = stop_seconds
         self._done = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="stop-watcher", daemon=True)
+        here = contextvars.copy_context()  # so that its lines bear the ids of this attempt
+        self._thread = threading.Thread(target=here.run, args=(self._run,), name="stop-watcher", daemon=True)
 
     def __enter__(self) -> _StopWatcher:
         self._thread.start()

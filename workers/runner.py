@@ -22,6 +22,7 @@ from farm.errors import ConfigError, EngineChanged, FarmError, Interrupted, Leas
 from farm.ledger import Ledger, crew, moves, read
 from farm.ledger.repair import begin_again, render_again
 from farm.ledger.values import Lease
+from farm.logs import log_ids
 from farm.reaper import Reaper
 from farm.retry import Decision, backoff, decide
 from farm.roster import WorkerSpec, machine_name
@@ -60,7 +61,8 @@ class Runner:
         self.device = str(spec.device_set)
         self.policy = settings.retry.policy()
         self.announcer: Announcer = announcer or Silence()
-        self._ringer = Ringer(doorbell) if doorbell is not None else None
+        with log_ids(worker=self.name):
+            self._ringer = Ringer(doorbell) if doorbell is not None else None
         self._stopping = threading.Event()
         self._rung = threading.Event()
         self._warm_job: int | None = None
@@ -96,6 +98,10 @@ class Runner:
     # The story
 
     def run(self) -> None:
+        with log_ids(worker=self.name):
+            self._run()
+
+    def _run(self) -> None:
         try:
             self._say_hello()
             self.heart.start()
@@ -139,7 +145,8 @@ class Runner:
         if lease is None:
             self.heart.say(WorkerState.IDLE)
             return False
-        self._attempt(lease)
+        with log_ids(**lease.ids):
+            self._attempt(lease)
         self._ring_owed()
         return True
 

@@ -35,6 +35,7 @@ def main(argv: list[str]) -> int:
     die_with_parent()
     try:
         settings = load_settings()
+        log_to_stderr(settings.log_format)
         ledger = open_ledger(settings.ledger)
         ensure_current(ledger)
         runners = [make_runner(ledger, settings, spec) for spec in specs_for(argv[0], argv[1])]

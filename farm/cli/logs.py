@@ -21,7 +21,9 @@ LOOK_SECONDS = 0.5
 @click.command()
 @click.argument("job_id", metavar="JOB", type=int)
 @click.option("-f", "--follow", is_flag=True, help="Stay until the job has ended.")
-@click.option("--raw", is_flag=True, help="Also the lines of this machine's worker logs that name the job.")
+@click.option(
+    "--raw", is_flag=True, help="Also the lines of this machine's logs of workers and server that name the job."
+)
 @json_option
 @click.pass_obj
 def logs(farm: Farm, job_id: int, follow: bool, raw: bool, as_json: bool) -> None:
@@ -65,9 +67,9 @@ def _line(event: LedgerEvent, segments: dict[int, Segment]) -> str:
 
 
 def _raw_lines(logs_dir: Path, job_id: int) -> list[str]:
-    named = re.compile(rf"\bjob {job_id}\b")
+    named = re.compile(rf'\bjob[ =]{job_id}\b|"job": {job_id}\b')  # in a sentence, among a line's ids, in JSON
     found: list[str] = []
-    for path in sorted(logs_dir.glob("worker-*.log*")):
+    for path in sorted([*logs_dir.glob("worker-*.log*"), *logs_dir.glob("serve.log*")]):
         with path.open(errors="replace") as file:
             found += [f"{path.stem}: {line.rstrip()}" for line in file if named.search(line)]
     return found

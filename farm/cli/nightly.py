@@ -49,7 +49,7 @@ def nightly(ctx: click.Context, config: Path, dry_run: bool, any_time: bool, as_
         else:
             _say_forecast(told, forecast)
         return
-    log_to_stderr()
+    log_to_stderr(farm.settings.log_format)
     signal.signal(signal.SIGTERM, _stop)  # systemd's stop: the jobs are paused on the way out
     outcome = run_night(told, farm.settings, farm.ledger, any_time=any_time)
     if as_json:

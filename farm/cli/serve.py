@@ -30,7 +30,7 @@ def serve(farm: Farm, host: str | None, port: int | None, is_open: bool) -> None
         from farm.server import run
     except ImportError as error:
         raise click.ClickException(f"{error.name} is missing; pip install 'talking-head-farm[server]'") from None
-    log_to_stderr()
+    log_to_stderr(farm.settings.log_format)
     changes: dict[str, Any] = {"host": host, "port": port, "open": is_open or None}
     given = {name: value for name, value in changes.items() if value is not None}
     settings = farm.settings.model_copy(update={"server": farm.settings.server.model_copy(update=given)})

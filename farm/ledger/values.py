@@ -134,6 +134,14 @@ class Lease:
             return f"job {self.job.id} segment {self.segment.number + 1}/{self.job.segments_total}"
         return f"job {self.job.id} {self.segment.kind}"
 
+    @property
+    def ids(self) -> dict[str, str | int]:
+        """What each line of a log bears while somebody works on this; segments are counted from 1."""
+        ids: dict[str, str | int] = {"job": self.job.id, "step": self.segment.kind.value}
+        if self.segment.kind is SegmentKind.RENDER:
+            ids["segment"] = self.segment.number + 1
+        return ids | {"attempt": self.attempt}
+
 
 @dataclass(frozen=True, slots=True)
 class NewArtifact:

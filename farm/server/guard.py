@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from farm.logs import add_log_ids
 
 # Nothing is loaded from anywhere else; pictures and films come from here, waveforms are drawn.
 _POLICY = (
@@ -21,6 +24,7 @@ HEADERS: Mapping[str, str] = {
     "cross-origin-resource-policy": "same-origin",
 }
 SMALL_BODY = 1 << 20
+_JOB = re.compile(r"/v1/jobs/([0-9]{1,18})(?:/|$)")
 DRAIN_BYTES = 16 << 20
 
 
@@ -43,6 +47,9 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        named = _JOB.match(scope["path"])
+        if named:
+            add_log_ids(job=int(named[1]))  # a request is a task of its own, and its end is logged outside of this
         limit = self._limits.get(scope["path"], SMALL_BODY)
         begun = False
         taken = 0

@@ -19,6 +19,7 @@ from farm.batch import BadRows, Row, RowProblem, read_batch, rows_from
 from farm.errors import InputError, NotEnoughRoom
 from farm.ledger import read
 from farm.ledger.keys import Conflict, Remembered, Scope, begin_request, end_request
+from farm.logs import add_log_ids
 from farm.server import views
 from farm.server.access import Caller, Reader, Submitter
 from farm.server.context import BadRowsProblem, Context, Here, no_such, problems
@@ -118,6 +119,7 @@ async def generate(
     """Render one film.  Without `async_run` the answer comes when the film is there; nothing else waits for it."""
     raw = await request.body()
     job_id = await run_in_threadpool(_begin_generate, here, caller, body, key, raw)
+    add_log_ids(job=job_id)
     if body.async_run:
         return JSONResponse(await run_in_threadpool(record, here, job_id))
     await here.feed.wait_ended(job_id)

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from click.testing import Result
+
+from farm.logs import LogFormat
 
 Farm = Callable[..., Result]
 
@@ -90,6 +94,28 @@ def test_the_history_is_told_in_order(farm: Farm, batch: Path) -> None:
     lines = farm("logs", "1").stdout.splitlines()
     assert "submit" in lines[0]
     assert "job_cancelled" in lines[-1]
+
+
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_the_lines_of_logs_that_bear_a_job_are_found_in_both_formats(
+    farm: Farm, home: Path, batch: Path, log_format: LogFormat
+) -> None:
+    code = f"""
+import logging
+from farm.logs import log_ids, log_to_stderr
+log_to_stderr({log_format!r})
+for job in (1, 11):
+    with log_ids(job=job):
+        logging.warning("the host says of %d", job)
+logging.warning("job 1 is named")
+"""
+    (home / "logs").mkdir()
+    with (home / "logs/worker-cpu.log").open("wb") as log:
+        subprocess.run([sys.executable, "-c", code], stderr=log, check=True)
+    farm("submit", str(batch))
+    raw = [line for line in farm("logs", "1", "--raw").stdout.splitlines() if line.startswith("worker-cpu: ")]
+    assert len(raw) == 2
+    assert "the host says of 1" in raw[0] and "job 1 is named" in raw[1]
 
 
 def test_tables_are_plain_when_piped(farm: Farm, batch: Path) -> None:

@@ -1,14 +1,19 @@
-"""Logs hold no secrets."""
+"""Logs say what was worked on, as text or JSON, and hold no secrets."""
 
 from __future__ import annotations
 
 import io
+import json
 import logging
+import subprocess
+import sys
+import threading
 from collections.abc import Iterator
+from datetime import datetime, timedelta
 
 import pytest
 
-from farm.logs import log_to_stderr, redact
+from farm.logs import log_ids, log_to_stderr, redact
 
 
 @pytest.mark.parametrize(
@@ -37,14 +42,17 @@ def test_an_endless_text_is_read_once_and_not_once_per_character(text: str) -> N
 
 
 @pytest.fixture
-def said(monkeypatch: pytest.MonkeyPatch) -> Iterator[io.StringIO]:
+def said(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[io.StringIO]:
     root, stream = logging.getLogger(), io.StringIO()
     before, level = root.handlers[:], root.level
     monkeypatch.setattr("sys.stderr", stream)
+    monkeypatch.setattr("sys.excepthook", sys.excepthook)  # put back afterwards, as the next one
+    monkeypatch.setattr("threading.excepthook", threading.excepthook)
     try:
-        log_to_stderr()
+        log_to_stderr(getattr(request, "param", "text"))
         yield stream
     finally:
+        logging.captureWarnings(False)
         root.handlers[:] = before
         root.setLevel(level)
 
@@ -59,3 +67,84 @@ def test_tracebacks_are_blotted_too_and_times_are_utc(said: io.StringIO) -> None
     assert text.count("redis://:***@db") == 3  # the message, the failing source line and the exception
     assert text[10] == "T" and text[23] == "Z"
     assert " ERROR   farm.x: could not ring" in text
+
+
+as_json = pytest.mark.parametrize("said", ["json"], indirect=True)
+
+
+def json_lines(said: io.StringIO) -> list[dict[str, object]]:
+    return [json.loads(line) for line in said.getvalue().splitlines()]
+
+
+def test_every_line_inside_bears_the_ids_and_the_next_one_does_not(said: io.StringIO) -> None:
+    log = logging.getLogger("farm.x")
+    with log_ids(worker="gpu0@box"):
+        with log_ids(job=7, step="render", segment=3, attempt=1):
+            log.info("begins")
+        log.info("waits")
+    log.info("ends")
+    lines = [line.partition("farm.x: ")[2] for line in said.getvalue().splitlines()]
+    assert lines == [
+        "begins [worker=gpu0@box job=7 step=render segment=3 attempt=1]",
+        "waits [worker=gpu0@box]",
+        "ends",
+    ]
+
+
+@as_json
+def test_ids_belong_to_a_thread_and_not_to_its_neighbours(said: io.StringIO) -> None:
+    def work(job: int) -> None:
+        with log_ids(job=job):
+            both.wait(10)
+            logging.getLogger("farm.x").info("works")
+
+    both = threading.Barrier(2)
+    threads = [threading.Thread(target=work, args=(job,)) for job in (1, 2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(str(line["job"]) for line in json_lines(said)) == ["1", "2"]
+
+
+@as_json
+def test_a_json_line_holds_time_level_logger_message_and_ids(said: io.StringIO) -> None:
+    with log_ids(worker="cpu@box", job=7):
+        logging.getLogger("farm.x").warning('said "%s"\nand more', "第三课")
+    (line,) = json_lines(said)
+    assert datetime.fromisoformat(str(line.pop("time"))).utcoffset() == timedelta(0)
+    assert line == {
+        "level": "WARNING",
+        "logger": "farm.x",
+        "message": 'said "第三课"\nand more',
+        "worker": "cpu@box",
+        "job": 7,
+    }
+
+
+@as_json
+def test_a_json_line_holds_no_secret_and_the_whole_traceback(said: io.StringIO) -> None:
+    try:
+        raise ConnectionError('redis://:s3cret@db does not answer, password="hunter22"\nnor later')
+    except ConnectionError:
+        logging.getLogger("farm.x").exception("could not ring %s", "redis://:s3cret@db")
+    (line,) = json_lines(said)
+    assert "s3cret" not in said.getvalue() and "hunter22" not in said.getvalue()
+    assert line["message"] == "could not ring redis://:***@db"
+    assert str(line["traceback"]).startswith("Traceback")
+    assert str(line["traceback"]).endswith("nor later")
+
+
+@pytest.mark.parametrize("where", ["main", "thread"])
+def test_what_nobody_catches_is_one_line_without_its_secrets(where: str) -> None:
+    code = (
+        "import threading\nfrom farm.logs import log_to_stderr\nlog_to_stderr('json')\n"
+        "def fail():\n    raise ValueError('of redis://:s3cret@db')\n"
+    )
+    code += "fail()" if where == "main" else "threading.Thread(target=fail).start()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    (line,) = done.stderr.splitlines()
+    said = json.loads(line)
+    assert (said["level"], said["message"]) == ("CRITICAL", "nobody caught ValueError")
+    assert said["traceback"].endswith("ValueError: of redis://:***@db")
+    assert "s3cret" not in line

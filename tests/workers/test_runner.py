@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import threading
@@ -13,6 +14,7 @@ import pytest
 from farm.artifacts import sha256_of
 from farm.ledger import control, crew, moves, read
 from farm.ledger.values import Lease, Worker
+from farm.logs import StampIds
 from farm.media.verify import frame_hashes
 from farm.states import ArtifactKind, JobState, SegmentKind, WorkerState
 from workers import rendering
@@ -54,6 +56,19 @@ def test_a_job_becomes_a_film_with_every_frame_and_nothing_left_over(farm: Small
     assert farm.staging_files() == []
     assert farm.audit() == []
     assert {w.state for w in read.workers(farm.ledger)} == {WorkerState.STOPPED}
+
+
+def test_every_line_about_an_attempt_bears_its_ids(farm: SmallFarm, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.handler.addFilter(StampIds())
+    caplog.set_level(logging.INFO)
+    job_id = farm.submit(seconds=0.3)
+    with running(farm.cpu_runner(), farm.runner()):
+        farm.wait_for(job_id, JobState.SUCCEEDED)
+    told = [getattr(line, "ids", {}) for line in caplog.records if line.getMessage().startswith(f"job {job_id} ")]
+    render = {"worker": "fake@box", "job": job_id, "step": "render", "segment": 1, "attempt": 1}
+    assert told.count(render) == 2  # begins, published
+    assert [ids["step"] for ids in told if ids["worker"] == "cpu@box"] == ["prepare", "prepare", "assemble", "assemble"]
+    assert all(ids["job"] == job_id and ids["attempt"] == 1 for ids in told)
 
 
 def test_a_bad_portrait_fails_its_job_alone_and_at_once(farm: SmallFarm, tmp_path: Path, portrait: Path) -> None:
