@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import signal
@@ -91,3 +92,26 @@ def find_all(run_dir: Path) -> list[Running]:
 
 def forget(name: str, run_dir: Path) -> None:
     (run_dir / f"{name}.json").unlink(missing_ok=True)
+
+
+def kill_group(pid: int) -> None:
+    """SIGKILL to the process group that `pid` leads, and to every descendant that left it."""
+    stragglers: list[psutil.Process] = []
+    with contextlib.suppress(psutil.Error):
+        stragglers = psutil.Process(pid).children(recursive=True)
+    for kill in (os.killpg, os.kill):  # the second for a child that leads no group yet
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            kill(pid, signal.SIGKILL)
+    for straggler in stragglers:
+        with contextlib.suppress(psutil.Error):
+            straggler.kill()
+
+
+def die_with_parent() -> None:
+    """Ask the kernel to end this process when its parent dies, however it dies.
+
+    A host's child has its own, because it may import nothing of the farm.
+    """
+    pr_set_pdeathsig = 1
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""What may be deleted: working files of jobs that ended, and staging files that nobody writes any more."""
+"""What may be deleted: working files of jobs that ended, uploads that no job needs, and what nobody writes any more."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from farm import uploads
 from farm.artifacts import is_staging_name
 from farm.config import Settings
 from farm.ledger import Ledger, read
-from farm.ledger.retention import forget_artifacts, open_job_ids, working_artifacts
+from farm.ledger.retention import forget_artifacts, open_job_ids, upload_uses, working_artifacts
+from farm.uploads import Kept
 
 STAGING_HOURS = 24.0  # longer than any attempt lives without renewing its lease
 
@@ -22,6 +24,7 @@ class Garbage:
     size_bytes: int
     why: str
     artifact_id: int | None  # None for a file that the ledger does not know
+    upload: Kept | None = None
 
 
 def find_garbage(
@@ -32,6 +35,9 @@ def find_garbage(
     Of finished jobs: segments, thumbnails, the decoded sound and the normalised portrait, once the job ended
     `older_than_days` ago; or with `keep_gb` the oldest of them until the rest fits.  A failed or cancelled job keeps
     its files that long too, because a retry goes on from them.
+
+    Uploads are kept while an open job names them and `older_than_days` from when they were last sent or their last job
+    ended; `keep_gb` does not count them.
     """
     now = ledger.now()
     candidates = working_artifacts(ledger)
@@ -48,7 +54,7 @@ def find_garbage(
             excess -= candidate.size_bytes
         why = f"to keep at most {keep_gb:g} GB"
     found = [Garbage(c.path, c.size_bytes, why, c.artifact_id) for c in chosen]
-    return found + _orphans(ledger, settings)
+    return found + _orphans(ledger, settings) + _uploads(ledger, settings, older_than_days)
 
 
 def _orphans(ledger: Ledger, settings: Settings) -> list[Garbage]:
@@ -73,6 +79,24 @@ def _orphans(ledger: Ledger, settings: Settings) -> list[Garbage]:
     return found
 
 
+def _uploads(ledger: Ledger, settings: Settings, older_than_days: float) -> list[Garbage]:
+    """Uploads that no open job names, those that were not needed for longest in front, and unfinished ones."""
+    oldest = ledger.now() - older_than_days * 86400.0
+    uses = upload_uses(ledger)
+    stale: list[tuple[float, Kept]] = []
+    for kept in uploads.all_kept(settings):
+        ended = uses.get(kept.name, 0.0)
+        if ended is not None and max(ended, kept.sent_at) < oldest:
+            stale.append((max(ended, kept.sent_at), kept))
+    stale.sort(key=lambda item: item[0])
+    why = f"an upload that no job needed for more than {older_than_days:g} days"
+    found = [Garbage(str(kept.content), kept.size_bytes, why, None, kept) for _, kept in stale]
+    for part in uploads.abandoned_parts(settings):
+        with contextlib.suppress(OSError):
+            found.append(Garbage(str(part), part.stat().st_size, "an upload that was cut off", None))
+    return found
+
+
 def remove(ledger: Ledger, garbage: Sequence[Garbage]) -> list[Garbage]:
     """Delete the files and return what was deleted.
 
@@ -81,6 +105,25 @@ def remove(ledger: Ledger, garbage: Sequence[Garbage]) -> list[Garbage]:
     """
     forgotten = forget_artifacts(ledger, [g.artifact_id for g in garbage if g.artifact_id is not None])
     deleted = [item for item in garbage if item.artifact_id is None or item.artifact_id in forgotten]
+    kept = [item.upload for item in deleted if item.upload is not None]
+    spared = _forget_uploads(ledger, kept)
+    deleted = [item for item in deleted if item.upload is None or item.upload.content not in spared]
     for item in deleted:
         Path(item.path).unlink(missing_ok=True)
     return deleted
+
+
+def _forget_uploads(ledger: Ledger, kept: Sequence[Kept]) -> set[Path]:
+    """Take uploads out of reach, so that no row can name them any more.  Returns those that one named just before."""
+    spared: set[Path] = set()
+    for upload in kept:
+        with contextlib.suppress(OSError):
+            if max(path.stat().st_mtime for path in (upload.content, *upload.notes)) > upload.sent_at:
+                spared.add(upload.content)  # it was sent again
+                continue
+        for note in upload.notes:
+            note.unlink(missing_ok=True)
+    if kept:
+        uses = upload_uses(ledger)
+        spared |= {upload.content for upload in kept if uses.get(upload.name, 0.0) is None}
+    return spared

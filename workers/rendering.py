@@ -19,10 +19,10 @@ from farm.media.encode import SegmentEncoder
 from farm.media.profile import EncoderProfile
 from farm.models import ModelSpec
 from farm.states import ArtifactKind
+from farm.workshop import Stopped
 from workers.heart import LeaseWatch
 from workers.host.parent import Host, HostSpec, Loaded, Progress, Rendered
 from workers.thumbnails import thumbnail_jpeg
-from workers.workshop import Stopped
 
 log = logging.getLogger(__name__)
 

@@ -23,18 +23,19 @@ from farm.ledger import Ledger, crew, moves, read
 from farm.ledger.repair import begin_again, render_again
 from farm.ledger.values import Lease
 from farm.logs import log_ids
+from farm.processes import kill_group
 from farm.reaper import Reaper
 from farm.retry import Decision, backoff, decide
 from farm.roster import WorkerSpec, machine_name
 from farm.states import ArtifactKind, Event, SegmentKind, WorkerState
+from farm.workshop import Stopped, Workshop
 from workers.announce import Announcer, Silence
 from workers.assembling import Assembled, BadSegment, assemble_film
 from workers.heart import Heart, LeaseWatch
-from workers.host.parent import HostSpec, kill_group
+from workers.host.parent import HostSpec
 from workers.preparing import Prepared, prepare
 from workers.rendering import RenderedSegment, Renderer
 from workers.room import why_no_room
-from workers.workshop import Stopped, Workshop
 
 log = logging.getLogger(__name__)
 

@@ -16,9 +16,10 @@ from farm.retention import Garbage, find_garbage, remove
 @json_option
 @click.pass_obj
 def gc(farm: Farm, days: float, keep_gb: float | None, dry_run: bool, as_json: bool) -> None:
-    """Delete working files of jobs that ended: segments, decoded audio, forgotten staging files.
+    """Delete working files of jobs that ended: segments, decoded audio, forgotten staging files; and old uploads.
 
-    Films, posters, contact sheets and reports are never deleted, nor anything that a job still needs.
+    Films, posters, contact sheets and reports are never deleted, nor anything that a job still needs.  An upload goes
+    when no open job names it, and it was sent, and its last job ended, longer ago than --older-than.
 
     \b
     Example:
@@ -32,7 +33,7 @@ def gc(farm: Farm, days: float, keep_gb: float | None, dry_run: bool, as_json: b
     total = sum(item.size_bytes for item in garbage)
     if as_json:
         for item in garbage:
-            echo_json(item)
+            echo_json({"path": item.path, "size_bytes": item.size_bytes, "why": item.why})
         return
     verb = "would delete" if dry_run else "deleted"
     click.echo(f"{verb} {len(garbage)} files, {total / 1e6:.1f} MB")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import delete, select
+from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
 
 from farm.ledger.store import Ledger
@@ -40,6 +40,23 @@ def open_job_ids(ledger: Ledger) -> list[int]:
     """Jobs that have not ended."""
     with ledger.read() as session:
         return list(session.scalars(select(JobRow.id).where(JobRow.state.not_in(list(FINISHED)))))
+
+
+def upload_uses(ledger: Ledger) -> dict[str, float | None]:
+    """Uploads that jobs name, by owner's folder and file: when the last such job ended; None while one is open."""
+    uses: dict[str, float | None] = {}
+    with ledger.read() as session:
+        for column in (JobRow.portrait, JobRow.audio):
+            rows = session.execute(
+                select(column, JobRow.state, func.max(JobRow.finished_at))
+                .where(column.contains("/uploads/"))
+                .group_by(column, JobRow.state)
+            ).all()
+            for path, state, ended in rows:
+                name = "/".join(path.split("/")[-2:])  # the home may have another path for whoever looks from elsewhere
+                before = uses.get(name, 0.0)
+                uses[name] = None if state not in FINISHED or before is None else max(before, ended)
+    return uses
 
 
 def forget_artifacts(ledger: Ledger, ids: Sequence[int]) -> set[int]:

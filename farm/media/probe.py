@@ -98,6 +98,17 @@ def probe_image(path: Path) -> ImageInfo:
     return ImageInfo(height, width, name) if sideways else ImageInfo(width, height, name)
 
 
+def probe_input(path: Path) -> ImageInfo | AudioInfo:
+    """A picture, else a sound.  Raises InputError for what is neither."""
+    try:
+        return probe_image(path)
+    except InputError:
+        try:
+            return probe_audio(path)
+        except InputError:
+            raise InputError(f"{path} is neither a picture nor a sound that this farm can read") from None
+
+
 def _too_many_pixels(path: Path) -> InputError:
     return InputError(f"{path} has too many pixels; the limit is {MAX_PICTURE_PIXELS // 1_000_000} million.")
 

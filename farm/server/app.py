@@ -21,6 +21,7 @@ from farm.server.access import Gate
 from farm.server.context import Context, answer_errors
 from farm.server.feed import Feed
 from farm.server.guard import Guard
+from farm.server.probes import Probes
 
 PAGE = Path(__file__).resolve().parent / "page"
 
@@ -29,12 +30,14 @@ def make_server(ledger: Ledger, settings: Settings) -> FastAPI:
     """The ASGI application of one farm.  Raises ConfigError for a server that would be open to other machines."""
     gate = Gate(ledger, settings.server, user_name())
     feed = Feed(ledger)
+    probes = Probes()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         feed.start()
         yield
         await feed.stop()
+        await probes.close()
 
     app = FastAPI(
         title="farm",
@@ -45,7 +48,7 @@ def make_server(ledger: Ledger, settings: Settings) -> FastAPI:
         lifespan=lifespan,
     )
     app.state.gate = gate
-    app.state.context = Context(settings, ledger, feed, Doorbell(settings), metrics.Scrapes(ledger, settings))
+    app.state.context = Context(settings, ledger, feed, Doorbell(settings), metrics.Scrapes(ledger, settings), probes)
     app.state.feed = feed
     answer_errors(app)
     for router in (intake.router, jobs.router, uploads.router, fleet.router, metrics.router):

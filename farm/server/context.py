@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,6 +19,8 @@ from farm.ledger.crew import take_owed_doorbells
 from farm.ledger.values import Job
 from farm.server.access import Caller
 from farm.server.feed import Feed
+from farm.server.probes import Probes
+from farm.uploads import folder_of, owner_folder
 
 if TYPE_CHECKING:
     from farm.server.metrics import Scrapes
@@ -32,6 +33,7 @@ class Context:
     feed: Feed
     doorbell: Doorbell
     scrapes: Scrapes
+    probes: Probes
 
     def ring(self) -> None:
         owed = take_owed_doorbells(self.ledger)
@@ -39,8 +41,7 @@ class Context:
             self.doorbell.ring(owed)
 
     def uploads_of(self, owner: str) -> Path:
-        """Where an owner's files are; owners cannot name each other's."""
-        return self.settings.home / "uploads" / owner_folder(owner)
+        return folder_of(self.settings, owner)
 
     def films_of(self, owner: str, what: str) -> Path:
         return self.settings.home / "films" / owner_folder(owner) / what
@@ -56,10 +57,6 @@ class Context:
         if caller.sees is not None and job.owner != caller.sees:
             raise NotFound("Job not found")
         return job
-
-
-def owner_folder(owner: str) -> str:
-    return hashlib.sha256(owner.encode()).hexdigest()[:16]
 
 
 async def _context(request: Request) -> Context:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import time
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from farm import uploads
 from farm.artifacts import JobFolder, seal, staging_name
 from farm.config import Settings, load_settings
 from farm.errors import InputError
@@ -16,6 +18,7 @@ from farm.ledger import Ledger, control, moves, open_ledger, read
 from farm.ledger.intake import take_in
 from farm.ledger.migrate import ensure_current
 from farm.ledger.values import JobRequest, Lease, NewArtifact
+from farm.media.probe import ImageInfo
 from farm.planning import PlannedSegment
 from farm.retention import find_garbage, remove
 from farm.retry import Decision
@@ -36,14 +39,14 @@ def ledger(settings: Settings) -> Iterator[Ledger]:
     ledger.close()
 
 
-def submit(ledger: Ledger, name: str) -> int:
+def submit(ledger: Ledger, name: str, portrait: str = "/p.png") -> int:
     request = JobRequest(
         row_number=2,
         key=name,
         name=name,
         owner="me",
         tags=(),
-        portrait="/p.png",
+        portrait=portrait,
         portrait_sha256="0" * 64,
         audio="/a.wav",
         audio_sha256="0" * 64,
@@ -170,3 +173,68 @@ def test_what_dead_attempts_left_goes_after_a_day_also_from_a_job_that_lives(
     assert [item.path for item in garbage] == [str(old)]
     assert remove(ledger, garbage) == garbage
     assert fresh.exists() and not old.exists()
+
+
+# Uploads
+
+
+def send(settings: Settings, name: str, days_ago: float = 0.0) -> Path:
+    """Upload a picture, some time ago."""
+    part = uploads.new_part(uploads.folder_of(settings, "me"))
+    part.write_bytes(name.encode())
+    digest = hashlib.sha256(name.encode()).hexdigest()
+    taken = uploads.keep(part, digest, name, len(name), ImageInfo(64, 64, "png"))
+    then = time.time() - days_ago * 86400
+    for kept in uploads.all_kept(settings):
+        if kept.content.name == taken.file:
+            for path in (kept.content, *kept.notes):
+                os.utime(path, (then, then))
+    return part.parent / taken.file
+
+
+def left(settings: Settings) -> set[str]:
+    return {path.name for path in (settings.home / "uploads").rglob("*") if path.is_file()}
+
+
+def test_an_upload_goes_with_all_that_speaks_of_it_once_it_is_old(ledger: Ledger, settings: Settings) -> None:
+    old = send(settings, "old.png", days_ago=20)
+    garbage = find_garbage(ledger, settings, older_than_days=14)
+    assert [(item.path, item.size_bytes) for item in garbage] == [(str(old), 7)]
+    assert old.exists()
+    assert remove(ledger, garbage) == garbage
+    assert left(settings) == set()
+
+
+def test_an_upload_stays_while_a_job_that_names_it_is_open_and_as_long_after_it(
+    ledger: Ledger, settings: Settings
+) -> None:
+    needed = send(settings, "needed.png", days_ago=20)
+    job_id = submit(ledger, "needs it", portrait=str(needed))
+    assert find_garbage(ledger, settings, older_than_days=14) == []
+    control.cancel(ledger, job_id)
+    assert find_garbage(ledger, settings, older_than_days=14) == []  # its job ended just now
+    (item,) = find_garbage(ledger, settings, older_than_days=-1)
+    assert item.path == str(needed)
+
+
+def test_an_upload_that_comes_into_use_between_looking_and_deleting_stays(ledger: Ledger, settings: Settings) -> None:
+    taken, sent_again = send(settings, "taken.png", days_ago=20), send(settings, "again.png", days_ago=20)
+    garbage = find_garbage(ledger, settings, older_than_days=14)
+    assert len(garbage) == 2
+    submit(ledger, "comes", portrait=str(taken))
+    send(settings, "again.png")
+    assert remove(ledger, garbage) == []
+    assert taken.exists() and sent_again.exists()
+    assert uploads.by_name(sent_again.parent, "again.png") is not None
+
+
+def test_what_was_cut_off_on_its_way_goes_after_a_day(ledger: Ledger, settings: Settings) -> None:
+    fresh, cut_off = (uploads.new_part(uploads.folder_of(settings, "me")) for _ in range(2))
+    for path in (fresh, cut_off):
+        path.write_bytes(b"half a picture")
+    yesterday = time.time() - 25 * 3600
+    os.utime(cut_off, (yesterday, yesterday))
+    (item,) = find_garbage(ledger, settings, older_than_days=14)
+    assert (item.path, item.why) == (str(cut_off), "an upload that was cut off")
+    remove(ledger, [item])
+    assert left(settings) == {fresh.name}

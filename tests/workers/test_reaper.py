@@ -15,9 +15,9 @@ from sqlalchemy import update
 from farm.ledger import crew, moves, read
 from farm.ledger.tables import LockRow, SegmentRow, WorkerRow
 from farm.ledger.values import Lease
+from farm.processes import kill_group
 from farm.reaper import Reaper
 from farm.states import SegmentState, WorkerState
-from workers.host.parent import kill_group
 
 from .conftest import SmallFarm, is_dead, wait_until
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from farm.errors import DeviceFault, InputError, MediaError
+from farm.workshop import Stopped, Workshop
 from workers.assembling import BadSegment
-from workers.workshop import Stopped, Workshop
 
 from .conftest import PATIENCE, end_with, is_dead, wait_until
 

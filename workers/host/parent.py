@@ -19,10 +19,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from farm.devices import DeviceSet
 from farm.errors import ConfigError, DeviceFault, EngineError, FarmError, InputError, OutOfMemory
+from farm.processes import kill_group
 from workers.host.wire import HungUp, Wire
 
 log = logging.getLogger(__name__)
@@ -283,19 +282,6 @@ def _listen(wire: Wire, inbox: queue.Queue[tuple[dict[str, Any], bytes] | None])
                 inbox.put((message, blob))
     except (HungUp, ValueError):
         inbox.put(None)
-
-
-def kill_group(pid: int) -> None:
-    """SIGKILL to the process group that `pid` leads, and to every descendant that left it."""
-    stragglers: list[psutil.Process] = []
-    with contextlib.suppress(psutil.Error):
-        stragglers = psutil.Process(pid).children(recursive=True)
-    for kill in (os.killpg, os.kill):  # the second for a child that leads no group yet
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            kill(pid, signal.SIGKILL)
-    for straggler in stragglers:
-        with contextlib.suppress(psutil.Error):
-            straggler.kill()
 
 
 def _rotate(path: Path) -> None:

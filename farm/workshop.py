@@ -1,4 +1,4 @@
-"""A child process for work on users' files: one that crashes its decoder takes the child, not the worker."""
+"""A child process for work on users' files: one that crashes its decoder takes the child, not its parent."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import Any, ParamSpec, TypeVar
 
 from farm.errors import DeviceFault
-from workers.host.child import die_with_parent
-from workers.host.parent import kill_group
+from farm.processes import die_with_parent, kill_group
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -92,6 +91,6 @@ def _be_a_child(parent: int) -> None:
         os.setsid()  # its own group, so that ffmpeg goes with it
     die_with_parent()
     if os.getppid() != parent:
-        os._exit(1)  # the worker died before the kernel was asked to tell
+        os._exit(1)  # the parent died before the kernel was asked to tell
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
