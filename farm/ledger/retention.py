@@ -55,7 +55,7 @@ def upload_uses(ledger: Ledger) -> dict[str, float | None]:
             for path, state, ended in rows:
                 name = "/".join(path.split("/")[-2:])  # the home may have another path for whoever looks from elsewhere
                 before = uses.get(name, 0.0)
-                uses[name] = None if state not in FINISHED or before is None else max(before, ended)
+                uses[name] = None if state not in FINISHED or before is None else max(before, ended or 0.0)
     return uses
 
 
