@@ -141,8 +141,10 @@ class Renderer:
         except FarmError as error:
             if watcher.word is not None:
                 raise Stopped(watcher.word) from error
-            if isinstance(error, EngineError) and not encoder.running:
-                encoder.finish(1.0)  # tells the encoder's own words
+            if isinstance(error, EngineError) and not isinstance(error, DeviceFault) and not encoder.running:
+                # The host failed because its reader was gone; the encoder's own words tell why.  When the host itself
+                # died, the encoder has ended after it and has nothing to tell.
+                encoder.finish(1.0)
             raise
         raise DeviceFault("the host ended the render without a word")
 
