@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import io
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
 import av
-import ffmpeg
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from farm.errors import MediaError
-from farm.media.command import FILM_GUARDS, film_input, locate, to_argv
-from farm.media.run import run
+from farm.media.command import FILM_GUARDS, locate
 
 JPEG_QUALITY = 85
 PAPER, INK, FAINT = (250, 250, 248), (38, 70, 120), (205, 210, 216)
@@ -22,12 +20,14 @@ GAP = 6  # pixels between the pictures of a sheet
 
 def poster(film: Path, out_jpg: Path, at_seconds: float = 0.0) -> None:
     """One full-size frame of a film as JPEG; its last one if it ends before `at_seconds`.  Raises MediaError."""
-    _picture_at(film, min(at_seconds, _last_frame_seconds(film))).save(out_jpg, "JPEG", quality=JPEG_QUALITY)
+    (picture,) = _pictures_at(film, [min(at_seconds, _last_frame_seconds(film))])
+    picture.save(out_jpg, "JPEG", quality=JPEG_QUALITY)
 
 
 def thumbnail(segment: Path, out_jpg: Path, width: int = 320) -> None:
     """The middle frame of a segment or film as a small JPEG.  Raises MediaError."""
-    _picture_at(segment, _last_frame_seconds(segment) / 2, width).save(out_jpg, "JPEG", quality=JPEG_QUALITY)
+    (picture,) = _pictures_at(segment, [_last_frame_seconds(segment) / 2], width)
+    picture.save(out_jpg, "JPEG", quality=JPEG_QUALITY)
 
 
 def contact_sheet(film: Path, out_jpg: Path, columns: int = 4, rows: int = 3, width: int = 240) -> None:
@@ -35,7 +35,7 @@ def contact_sheet(film: Path, out_jpg: Path, columns: int = 4, rows: int = 3, wi
     last = _last_frame_seconds(film)
     count = columns * rows
     times = [last * (index + 0.5) / count for index in range(count)]
-    pictures = [_picture_at(film, time, width) for time in times]
+    pictures = _pictures_at(film, times, width)
     height, font = pictures[0].height, ImageFont.load_default()
     line = 16
     sheet = Image.new("RGB", (columns * (width + GAP) + GAP, rows * (height + line + GAP) + GAP), PAPER)
@@ -63,16 +63,27 @@ def waveform(driving: Path, out_png: Path, width: int = 1200, height: int = 160)
     image.save(out_png, "PNG")
 
 
-def _picture_at(film: Path, seconds: float, width: int | None = None) -> Image.Image:
-    options: dict[str, object] = {"vf": f"scale={width}:-2:flags=area"} if width else {}
-    frame = film_input(film, ss=f"{seconds:.6f}")["v:0"]
-    argv = to_argv(ffmpeg.output(frame, "pipe:1", f="image2pipe", **{"c:v": "ppm", "frames:v": 1}, **options))
-    data = run(argv, timeout_seconds=60)
-    if not data:
-        raise MediaError(argv, 0, f"{film} has no picture at {seconds:.3f} s")
-    with Image.open(io.BytesIO(data), formats=["PPM"]) as picture:
-        picture.load()
-        return picture
+def _pictures_at(film: Path, times: Sequence[float], width: int | None = None) -> list[Image.Image]:
+    """The frames that are shown at these times, in their order, scaled to `width` pixels where it is given."""
+    pictures: list[Image.Image] = []
+    try:
+        with av.open(locate(film), options=FILM_GUARDS) as media:
+            video = media.streams.video[0]
+            assert video.time_base is not None
+            for seconds in times:
+                media.seek(int(seconds / video.time_base), stream=video)
+                shown = None
+                for frame in media.decode(video):
+                    if shown is not None and frame.time > seconds + 1e-6:
+                        break
+                    shown = frame
+                if shown is None:
+                    raise MediaError([str(film)], 0, f"{film} has no picture at {seconds:.3f} s")
+                height = round(shown.height * width / shown.width / 2) * 2 if width else None
+                pictures.append(shown.to_image(width=width, height=height, interpolation="AREA"))  # type: ignore[no-untyped-call]
+    except (av.FFmpegError, IndexError, OSError) as error:
+        raise MediaError([str(film)], 0, f"{film} cannot be read: {error}") from error
+    return pictures
 
 
 def _last_frame_seconds(film: Path) -> float:
