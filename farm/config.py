@@ -94,6 +94,15 @@ class ServerSettings(_Section):
     requests_per_second: float = Field(gt=0)
 
 
+class LiveSettings(_Section):
+    sessions: int = Field(ge=0)
+    wait_seconds: float = Field(gt=0)
+    idle_seconds: float = Field(gt=0)
+    session_minutes: float = Field(gt=0)
+    message_mb: float = Field(gt=0, le=256)
+    jpeg_quality: int = Field(ge=1, le=100)
+
+
 class Settings(BaseSettings):
     """All settings of one farm.  Frozen; every part of the farm is handed the same one."""
 
@@ -121,6 +130,7 @@ class Settings(BaseSettings):
     film: FilmSettings
     limits: LimitSettings
     server: ServerSettings
+    live: LiveSettings
 
     @classmethod
     def settings_customise_sources(
@@ -146,11 +156,18 @@ class Settings(BaseSettings):
     @property
     def redis_socket(self) -> Path:
         """Where the private Redis listens.  A home with a long path gets a short one of its own."""
-        in_home = self.home / "redis" / "redis.sock"
+        return self._socket("redis", "redis.sock")
+
+    def live_socket(self, worker: str) -> Path:
+        """Where a worker is asked for its warm host; `worker` is its full name."""
+        return self._socket("live", f"{hashlib.sha256(worker.encode()).hexdigest()[:12]}.sock")
+
+    def _socket(self, folder: str, name: str) -> Path:
+        in_home = self.home / folder / name
         if len(os.fsencode(in_home)) <= _SOCKET_PATH_LIMIT:
             return in_home
         short = hashlib.sha256(os.fsencode(self.home)).hexdigest()[:16]
-        return Path(tempfile.gettempdir()) / f"farm-{os.getuid()}-{short}" / "redis.sock"
+        return Path(tempfile.gettempdir()) / f"farm-{os.getuid()}-{short}" / name
 
     @property
     def redis(self) -> str:

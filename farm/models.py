@@ -132,6 +132,14 @@ class PortraitLimits(_Table):
     max_roll_degrees: float | None = None
 
 
+class LiveSpec(_Table):
+    """How a model serves a live session; a model without this table serves none."""
+
+    slice_frames: int = Field(ge=1)  # frames of one message of sound, and of one step of the engine
+    motion_frames: int = Field(default=0, ge=0)  # frames of the slice before that the model repeats; told to clients
+    facts: dict[str, Any] = {}  # in place of what `prepare` measures over a whole recording
+
+
 class ModelSpec(_Table):
     id: str
     name: str
@@ -149,6 +157,7 @@ class ModelSpec(_Table):
     frames: FrameSpec
     size: SizeSpec
     portrait: PortraitLimits = PortraitLimits()
+    live: LiveSpec | None = None
     settings: dict[str, SettingSpec] = {}
     presets: dict[str, PresetSpec]
     source: dict[str, Any] = {}  # where weights come from, for `farm models pull`

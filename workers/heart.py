@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 
 from farm.errors import LeaseLost
-from farm.ledger import Ledger, crew, moves
+from farm.ledger import Ledger, crew, live, moves
 from farm.ledger.values import Lease, Worker
 from farm.logs import log_ids
 from farm.states import WorkerState
@@ -53,6 +53,24 @@ class LeaseWatch:
         return None if self._standing == moves.Standing.KEEP else self._standing
 
 
+class LiveWatch:
+    """What a worker knows of the lease that a live session has of its host."""
+
+    def __init__(self, token: str) -> None:
+        self.token = token
+        self._renewed_at = time.monotonic()
+        self._lost = False
+
+    def is_lost(self, ttl_seconds: float) -> bool:
+        return self._lost or time.monotonic() - self._renewed_at > ttl_seconds
+
+    def renewed(self) -> None:
+        self._renewed_at = time.monotonic()
+
+    def lose(self) -> None:
+        self._lost = True
+
+
 class Heart:
     """Beats for one worker: its row, and the lease that it holds."""
 
@@ -74,6 +92,7 @@ class Heart:
         self._on_name_taken = on_name_taken
         self._lock = threading.Lock()
         self._watch: LeaseWatch | None = None
+        self._live: LiveWatch | None = None
         self._state = WorkerState.LOADING
         self._reason: str | None = None
         self._host_pid: int | None = None
@@ -115,6 +134,16 @@ class Heart:
         with self._lock:
             self._watch = None
 
+    def hold_live(self, watch: LiveWatch) -> None:
+        """Renew this session's lease of the host from now on."""
+        with self._lock:
+            self._live = watch
+
+    def let_go_live(self, watch: LiveWatch) -> None:
+        with self._lock:
+            if self._live is watch:
+                self._live = None
+
     def _run(self) -> None:
         with log_ids(worker=self._name):
             while not self._stop.is_set():
@@ -124,11 +153,19 @@ class Heart:
 
     def _beat(self) -> None:
         with self._lock:
-            watch, state, reason = self._watch, self._state, self._reason
+            watch, session, state, reason = self._watch, self._live, self._state, self._reason
             host_pid, restarts, info = self._host_pid, self._host_restarts, dict(self._info)
         if watch is not None:
             with log_ids(**watch.lease.ids):
                 self._renew(watch)
+        if session is not None:
+            try:
+                live.renew(self._ledger, self._name, session.token, ttl_seconds=self._ttl_seconds)
+                session.renewed()
+            except LeaseLost:
+                session.lose()
+            except Exception as error:
+                log.warning("a live session's lease could not be renewed: %s", error)
         try:
             info["process_started"] = psutil.Process().create_time()
             if host_pid is not None:

@@ -88,22 +88,26 @@ def _look_at_portrait(job: Job, token: int, folder: JobFolder) -> tuple[NewArtif
     final = folder.file("portrait.png", token)
     staged = staging_name(final, token)
     try:
-        normal = normalise(source, staged)
-        notes = list(normal.notes)
-        rules = load_model(job.model).portrait
-        found: dict[str, Any] = {}
-        if rules.needs_face:
-            from workers.engines.preview.portrait_check import PortraitRules, check, look
-
-            facts = look(staged)
-            try:
-                notes += check(facts, PortraitRules.from_mapping(rules.model_dump(exclude_none=True)))
-            except InputError as error:
-                raise InputError(f"portrait {source}: {error}") from None
-            found = facts.as_json()
+        found, notes = make_portrait(source, staged, job.model)
         return seal(staged, final, ArtifactKind.PORTRAIT, found), notes
     finally:
         staged.unlink(missing_ok=True)
+
+
+def make_portrait(source: Path, target: Path, model_id: str) -> tuple[dict[str, Any], list[str]]:
+    """Write `source` as the picture that engines read.  What was found in it, and notes.  Raises InputError."""
+    notes = list(normalise(source, target).notes)
+    rules = load_model(model_id).portrait
+    if not rules.needs_face:
+        return {}, notes
+    from workers.engines.preview.portrait_check import PortraitRules, check, look
+
+    facts = look(target)
+    try:
+        notes += check(facts, PortraitRules.from_mapping(rules.model_dump(exclude_none=True)))
+    except InputError as error:
+        raise InputError(f"portrait {source}: {error}") from None
+    return facts.as_json(), notes
 
 
 def _decode_sound(job: Job, token: int, folder: JobFolder) -> tuple[AudioFacts, NewArtifact]:

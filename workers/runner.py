@@ -19,7 +19,7 @@ from farm.artifacts import JobFolder, discard_staged, seal
 from farm.config import Settings
 from farm.doorbell import Doorbell, Ringer
 from farm.errors import ConfigError, EngineChanged, FarmError, Interrupted, LeaseLost, LedgerAway
-from farm.ledger import Ledger, crew, moves, read
+from farm.ledger import Ledger, crew, live, moves, read
 from farm.ledger.repair import begin_again, render_again
 from farm.ledger.values import Lease
 from farm.logs import log_ids
@@ -33,6 +33,7 @@ from workers.announce import Announcer, Silence
 from workers.assembling import Assembled, BadSegment, assemble_film
 from workers.heart import Heart, LeaseWatch
 from workers.host.parent import HostSpec
+from workers.live import Guest, LiveDoor, LiveStage
 from workers.preparing import Prepared, prepare
 from workers.rendering import RenderedSegment, Renderer
 from workers.room import why_no_room
@@ -83,6 +84,7 @@ class Runner:
         self._incarnation = incarnation
         self._renderer = self._make_renderer() if spec.renders else None
         self._workshop = None if spec.renders else Workshop()
+        self._stage, self._door = self._make_live() if spec.renders else (None, None)
         self._reaper = Reaper(ledger, settings, holder=f"{self.name}/{incarnation}", ring=self._ring, kill=kill_group)
 
     # What may be called from other threads
@@ -105,6 +107,7 @@ class Runner:
     def _run(self) -> None:
         try:
             self._say_hello()
+            self._open_door()
             self.heart.start()
             self._reaper.start()
             while not self._stopping.is_set():
@@ -120,6 +123,10 @@ class Runner:
                     self._stopping.wait(self.settings.lease.poll_seconds)
         finally:
             self._reaper.stop()
+            if self._door is not None:
+                self._door.close()
+            if self._stage is not None:
+                self._stage.close()
             if self._renderer is not None:
                 self._renderer.host.kill()
             if self._workshop is not None:
@@ -132,9 +139,13 @@ class Runner:
             self.finished.set()
 
     def _work_once(self) -> bool:
-        """Do one segment.  False when there was none to do."""
+        """Do one segment or serve one live session.  False when there was none."""
         if not self._is_ready():
+            if self._door is not None:
+                self._door.turn_away("the worker takes nothing now; try again")
             return False
+        if self._serve_live():
+            return True
         lease = moves.claim(
             self.ledger,
             worker=self.name,
@@ -385,6 +396,63 @@ class Runner:
         log.warning("%s: dropped: %s", lease.label, why)
         self.announcer.failed(lease, why, retried=True)
 
+    # Live sessions
+
+    def _make_live(self) -> tuple[LiveStage | None, LiveDoor | None]:
+        model = self.spec.load_model()
+        if model.live is None or not self.settings.live.sessions:
+            return None, None
+        path = self.settings.live_socket(self.name)
+        stage = LiveStage(self.settings.live, model, self.settings.home / "live" / path.stem)
+        return stage, LiveDoor(self.ledger, self.name, path, self._welcome)
+
+    def _open_door(self) -> None:
+        """A worker that cannot be reached for live sessions still renders batches."""
+        if self._door is None or self._stage is None:
+            return
+        try:
+            self._stage.clear()
+            self._door.open()
+        except OSError as error:
+            log.error("%s: no live sessions: %s: %s", self.name, self._door.path, error)
+            self._door = None
+
+    def _welcome(self, guest: Guest) -> None:
+        self.heart.hold_live(guest.watch)
+        self.wake()
+
+    def _serve_live(self) -> bool:
+        """Serve the live session that waits, between two segments.  False when there is none."""
+        guest = self._door.take() if self._door is not None else None
+        if guest is None or self._stage is None or self._renderer is None:
+            return False
+
+        def why_stop() -> str | None:
+            seen = self.heart.seen
+            if self._stopping.is_set():
+                return "the worker was stopped"
+            if seen is not None and seen.drain is not None:
+                return "the worker is drained"
+            return "the session's lease is lost" if guest.watch.is_lost(self.settings.lease.ttl_seconds) else None
+
+        self.heart.say(WorkerState.RENDERING, "serves a live session")
+        log.info("%s: a live session begins", self.name)
+        how = "the session failed"
+        try:
+            how = self._stage.serve(guest, self._renderer.host, why_stop)
+            log.info("%s: the live session ended: %s", self.name, how)
+        except Exception as error:
+            decision = decide(error, errors_before=0, was_smaller=False, policy=self.policy)
+            how = decision.reason
+            log.warning("%s: the live session failed: %s", self.name, how, exc_info=decision.failure == "bug")
+            if decision.replace_host or decision.failure == "bug":
+                self._renderer.host.kill()
+        finally:
+            self.heart.let_go_live(guest.watch)
+            self.heart.say(WorkerState.IDLE)
+            live.release(self.ledger, self.name, guest.watch.token, how)
+        return True
+
     # The host
 
     def _make_renderer(self) -> Renderer:
@@ -451,6 +519,7 @@ class Runner:
                 "memory_bytes": report["memory_bytes"],
                 "load_seconds": report["seconds"],
                 "python": loaded.python,
+                **({live.ADDRESS: str(self._door.path)} if self._door is not None else {}),
             },
         )
         self.heart.say(WorkerState.IDLE)

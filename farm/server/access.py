@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import contextlib
 import ipaddress
 import threading
 import time
@@ -11,8 +13,9 @@ from dataclasses import dataclass
 from typing import Annotated
 from urllib.parse import urlsplit
 
-from fastapi import Depends, HTTPException, Request, Security
+from fastapi import Depends, HTTPException, Request, Security, WebSocket
 from fastapi.concurrency import run_in_threadpool
+from fastapi.requests import HTTPConnection
 from fastapi.security import APIKeyCookie, APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
 
 from farm.config import ServerSettings
@@ -80,7 +83,7 @@ class Gate:
         self._refusals = Rates(REFUSALS_PER_SECOND)
         self._known: dict[str, tuple[Caller, float]] = {}
 
-    async def admit(self, request: Request, key: str | None, *, by_cookie: bool) -> Caller:
+    async def admit(self, request: HTTPConnection, key: str | None, *, by_cookie: bool) -> Caller:
         """Who this is.  Raises HTTPException 401, 403 and 429."""
         if self.open or by_cookie:
             _check_origin(request, self.open)
@@ -90,9 +93,13 @@ class Gate:
             if not self._refusals.take(address):
                 raise HTTPException(429, "Too many requests without a valid key", {"Retry-After": "5"})
             raise HTTPException(401, "Unauthorized", {"WWW-Authenticate": "Bearer"})
-        if not self._rates.take(caller.key_id):
+        if not self.may_go_on(caller):
             raise HTTPException(429, "Too many requests; slow down", {"Retry-After": "1"})
         return caller
+
+    def may_go_on(self, caller: Caller) -> bool:
+        """Count one request of a caller, or one message; False when it is one too many."""
+        return self._rates.take(caller.key_id)
 
     async def _find(self, key: str | None) -> Caller | None:
         if not key:
@@ -121,12 +128,13 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def _check_origin(request: Request, is_open: bool) -> None:
+def _check_origin(request: HTTPConnection, is_open: bool) -> None:
     """Keep other sites' pages from acting through a browser that is let in without showing a key each time."""
     host = request.headers.get("host", "")
     if is_open and not is_loopback(urlsplit(f"//{host}").hostname or ""):
         raise HTTPException(403, "This farm answers only to the names of its own machine")
-    if request.method in ("GET", "HEAD", "OPTIONS"):
+    # A WebSocket has no method; a browser opens one to any site, with that site's cookies.
+    if request.scope.get("method") in ("GET", "HEAD", "OPTIONS"):
         return
     origin = request.headers.get("origin")
     foreign = origin is not None and urlsplit(origin).netloc != host
@@ -148,6 +156,24 @@ async def who(
     gate: Gate = request.app.state.gate
     shown = header or (bearer.credentials if bearer is not None else None)
     return await gate.admit(request, shown or cookie, by_cookie=shown is None and cookie is not None)
+
+
+async def admit_socket(socket: WebSocket, scope: Scope) -> Caller:
+    """Who opens a WebSocket; many of their clients can send a key only as the password of the address.
+
+    Raises HTTPException 401, 403 and 429.
+    """
+    gate: Gate = socket.app.state.gate
+    kind, _, shown = socket.headers.get("authorization", "").partition(" ")
+    if kind.lower() == "basic":
+        with contextlib.suppress(ValueError):
+            shown = base64.b64decode(shown, validate=True).decode().partition(":")[2]
+    key = socket.headers.get("x-api-key") or (shown if kind.lower() in ("basic", "bearer") else "")
+    cookie = socket.cookies.get(COOKIE)
+    caller = await gate.admit(socket, key or cookie, by_cookie=not key and cookie is not None)
+    if not caller.scope.allows(scope):
+        raise HTTPException(403, f"This key may not do that; it needs the scope {scope}")
+    return caller
 
 
 def at_least(scope: Scope) -> Callable[[Caller], Awaitable[Caller]]:

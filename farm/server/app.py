@@ -16,7 +16,7 @@ from farm import __version__
 from farm.config import Settings
 from farm.doorbell import Doorbell
 from farm.ledger import Ledger
-from farm.server import fleet, intake, jobs, metrics, uploads
+from farm.server import flashtalk, fleet, intake, jobs, metrics, uploads
 from farm.server.access import Gate
 from farm.server.context import Context, answer_errors
 from farm.server.feed import Feed
@@ -50,8 +50,9 @@ def make_server(ledger: Ledger, settings: Settings) -> FastAPI:
     app.state.gate = gate
     app.state.context = Context(settings, ledger, feed, Doorbell(settings), metrics.Scrapes(ledger, settings), probes)
     app.state.feed = feed
+    app.state.live_sessions = set()
     answer_errors(app)
-    for router in (intake.router, jobs.router, uploads.router, fleet.router, metrics.router):
+    for router in (intake.router, jobs.router, uploads.router, fleet.router, metrics.router, flashtalk.router):
         app.include_router(router)
 
     @app.get("/", include_in_schema=False)

@@ -56,5 +56,8 @@ def serve(ledger: Ledger, settings: Settings, taken: socket.socket) -> None:
         timeout_graceful_shutdown=GOODBYE_SECONDS,
         limit_concurrency=2000,
         backlog=2048,
+        ws="websockets-sansio",
+        ws_max_size=int(settings.live.message_mb * 1e6),
+        ws_per_message_deflate=False,  # pictures are packed already
     )
     _Server(config).run(sockets=[taken])

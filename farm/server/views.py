@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from farm.ledger import Ledger, overview, read
+from farm.ledger.live import ADDRESS
 from farm.ledger.progress import JobProgress, job_progress
 from farm.ledger.values import Batch, Job, Worker
 from farm.states import JobState
@@ -107,7 +108,7 @@ def worker_view(worker: Worker, now: float) -> dict[str, Any]:
         "reason": worker.reason,
         "segment_id": worker.segment_id,
         "host_restarts": worker.host_restarts,
-        "info": dict(worker.info),
+        "info": {key: value for key, value in worker.info.items() if key != ADDRESS},
         "started_at": worker.started_at,
         "silent_seconds": round(max(0.0, now - worker.beat_at), 1),
     }

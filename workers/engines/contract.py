@@ -75,6 +75,9 @@ class FilmRequest:
     seed: int
     settings: Mapping[str, Any]  # the preset's values with the job's own over them, all known to this model
     facts: Mapping[str, Any]  # measured once by `prepare` over the whole audio, e.g. {"speech_gain": 1.7}
+    # Frames of one step of a live session, whose sound grows while it is read; 0 for a finished recording.  A live step
+    # reads no sound later than lookahead_samples after its last frame, since there is none yet.
+    live_frames: int = 0
     save_memory: bool = False  # the attempt before ran out of memory: use less of it, at any speed
 
 

@@ -1,4 +1,4 @@
-"""The speech that drives a film, read from the file that `prepare` decoded.
+"""The speech that drives a film: the file that `prepare` decoded, or what a live session has heard so far.
 
 Runs in the host's child process: only the standard library and numpy, valid on Python 3.10.
 """
@@ -12,6 +12,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from farm.errors import EngineError
+
+KEPT_SECONDS = 30  # of a live session's past; the engines look back eight at most
+_RATE = 16_000
 _SAMPLE_BYTES = 4
 
 
@@ -42,4 +46,35 @@ class DrivingFile:
             data = os.pread(self._descriptor, (last - first) * _SAMPLE_BYTES, first * _SAMPLE_BYTES)
             heard = np.frombuffer(data, "<f4")
             sound[first - start : first - start + len(heard)] = heard
+        return sound
+
+
+class GrowingSound:
+    """A live session's sound: mono, 16 kHz.  Keeps its last half minute, so its length costs nothing."""
+
+    def __init__(self) -> None:
+        self._kept = np.zeros(0, np.float32)
+        self._end = 0
+
+    def __len__(self) -> int:
+        return self._end
+
+    def append(self, pcm: bytes) -> None:
+        """Samples that were heard next, 16 bit little endian."""
+        heard = np.frombuffer(pcm, "<i2").astype(np.float32) / 32768.0
+        self._kept = np.concatenate([self._kept, heard])[-KEPT_SECONDS * _RATE :]
+        self._end += len(heard)
+
+    def read(self, start: int, stop: int) -> npt.NDArray[np.float32]:
+        """Samples [start, stop) as a new float32 [stop - start]; zeros before the beginning and for what is to come.
+
+        Raises EngineError for what is no longer kept.
+        """
+        sound = np.zeros(max(0, stop - start), np.float32)
+        oldest = self._end - len(self._kept)
+        if max(start, 0) < min(oldest, stop):
+            raise EngineError(f"the engine reads sound that is more than {KEPT_SECONDS} s old")
+        first, last = max(start, 0), min(stop, self._end)
+        if first < last:
+            sound[first - start : last - start] = self._kept[first - oldest : last - oldest]
         return sound

@@ -9,6 +9,9 @@ Parent says                                   Child answers
   render {film, first_frame, frames} + carry    chunk {frames, seconds} ...     then  done {…} + carry and last frame,
          and the encoder's pipe as a descriptor                                 + last frame
                                                                                 or  stopped, or  error {kind, message}
+  live   {film}                                 begun {}                        or  error
+    speech + samples                              frames {count, seconds} + frames  or  error, which ends the session
+    end                                           ended {}
   stop                                          (the render ends at its next chunk boundary)
   ping                                          pong, from a thread that a render does not block
 """
@@ -32,7 +35,7 @@ from pathlib import Path
 from typing import Any
 
 from farm.errors import DeviceFault, EngineError, InputError, OutOfMemory
-from workers.engines.contract import Engine, FilmRequest
+from workers.engines.contract import DRIVING_RATE, DrivingAudio, Engine, FilmRequest
 from workers.host.wire import HungUp, Wire
 
 CHUNKS_AHEAD = 2  # rendered chunks that may wait for the encoder: one being written, one behind it
@@ -122,6 +125,8 @@ class Child:
                     self._load(message)
                 elif word == "render":
                     self._render(message, blob, fds)
+                elif word == "live":
+                    self._live(message["film"])
                 elif word == "exit":
                     return
             except HungUp:
@@ -171,20 +176,7 @@ class Child:
         film, todo = message["film"], int(message["frames"])
         writer = FrameWriter(fds[0])
         try:
-            audio = DrivingFile(Path(film["audio"]))
-            request = FilmRequest(
-                portrait=Path(film["portrait"]),
-                audio=audio,
-                total_frames=film["total_frames"],
-                width=film["width"],
-                height=film["height"],
-                fps=tuple(film["fps"]),
-                prompt=film["prompt"],
-                seed=film["seed"],
-                settings=film["settings"],
-                facts=film["facts"],
-                save_memory=film.get("save_memory", False),
-            )
+            request = _request(film, DrivingFile(Path(film["audio"])))
             session = self.engine.begin(request, int(message["first_frame"]), carry if message["carry"] else None)
             done = 0
             device_seconds = 0.0
@@ -212,6 +204,34 @@ class Child:
         said = {"say": "done", "frames": done, "device_seconds": device_seconds, "carry_bytes": len(state)}
         self.wire.send(said, state + picture)
 
+    def _live(self, film: dict[str, Any]) -> None:
+        """Serve one live session: each message of sound is answered with the frames that it makes possible."""
+        from workers.host.audio import GrowingSound
+
+        if self.engine is None:
+            raise EngineError("asked for a live session before loading")
+        sound, step, done = GrowingSound(), int(film["live_frames"]), 0
+        numerator, denominator = film["fps"]
+        lookahead = self.engine.describe().lookahead_samples
+        session = self.engine.begin(_request(film, sound), 0, None)
+        self.wire.send({"say": "begun"})
+        while True:
+            message, pcm, _ = self.commands.get()
+            if message["say"] == "end":
+                self.wire.send({"say": "ended"})
+                return
+            began = time.perf_counter()
+            sound.append(pcm)
+            made = []
+            while -(-(done + step) * DRIVING_RATE * denominator // numerator) + lookahead <= len(sound):
+                frames = session.step()
+                if len(frames) != step:
+                    raise EngineError(f"the engine yielded {len(frames)} frames where a live step has {step}")
+                made.append(frames.tobytes())
+                done += step
+            seconds = time.perf_counter() - began
+            self.wire.send({"say": "frames", "count": step * len(made), "seconds": seconds}, b"".join(made))
+
     def _tell_error(self, error: BaseException) -> None:
         message = str(error).strip() or type(error).__name__
         with contextlib.suppress(HungUp):
@@ -223,6 +243,23 @@ class Child:
                     "traceback": traceback.format_exc()[-16000:],
                 }
             )
+
+
+def _request(film: dict[str, Any], audio: DrivingAudio) -> FilmRequest:
+    return FilmRequest(
+        portrait=Path(film["portrait"]),
+        audio=audio,
+        total_frames=film["total_frames"],
+        width=film["width"],
+        height=film["height"],
+        fps=tuple(film["fps"]),
+        prompt=film["prompt"],
+        seed=film["seed"],
+        settings=film["settings"],
+        facts=film["facts"],
+        live_frames=film.get("live_frames", 0),
+        save_memory=film.get("save_memory", False),
+    )
 
 
 def main(argv: list[str]) -> int:

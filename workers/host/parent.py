@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -86,6 +86,15 @@ class Rendered:
     device_seconds: float
     carry: bytes | None  # None when the render was stopped before its end
     last_frame: bytes = b""  # in the engine's pixel format; empty when stopped
+
+
+@dataclass(frozen=True, slots=True)
+class LiveFrames:
+    """What one message of sound made possible: `count` frames in the engine's pixel format, one after the other."""
+
+    count: int
+    pixels: bytes
+    seconds: float
 
 
 class Host:
@@ -183,6 +192,37 @@ class Host:
                 return
             elif word == "error":
                 raise self._error_from(heard)
+
+    @contextlib.contextmanager
+    def live(self, film: Mapping[str, Any]) -> Iterator[Callable[[bytes], LiveFrames]]:
+        """A live session; what is yielded takes the next samples, 16 bit little endian at 16 kHz.
+
+        Raises InputError, EngineError and OutOfMemory, after which the session is over and the engine stays warm, and
+        DeviceFault after killing a host that died or shows no progress.
+        """
+        size = (film["width"], film["height"])
+        self._say({"say": "live", "film": dict(film)})
+        heard, _ = self._hear(self._patience(size), "beginning a live session")
+        if heard["say"] != "begun":
+            raise self._error_from(heard)
+        is_over = False
+
+        def hear(pcm: bytes) -> LiveFrames:
+            nonlocal is_over
+            is_over = True
+            self._say({"say": "speech"}, pcm)
+            answer, pixels = self._hear(self._patience(size), "in a live session")
+            if answer["say"] != "frames":
+                raise self._error_from(answer)
+            is_over = False
+            return LiveFrames(answer["count"], pixels, answer["seconds"])
+
+        try:
+            yield hear
+        finally:
+            if not is_over:
+                self._say({"say": "end"})
+                self._hear(self.spec.stuck_floor_seconds, "ending a live session")
 
     def stop_render(self) -> None:
         """Ask the running render to end at its next chunk."""

@@ -452,7 +452,9 @@ class FlashTalkSession:
         with named_faults(), torch.inference_mode():
             now = self._ahead or self._start(self._next, self._motion)
             self._ahead = None
-            if now.done is not None and self._engine.renders_ahead and self._next + 1 < self._chunks:
+            # A live session's next chunk has not been spoken yet.
+            ahead = self._engine.renders_ahead and not self._request.live_frames
+            if now.done is not None and ahead and self._next + 1 < self._chunks:
                 self._ahead = self._start(self._next + 1, now.motion)
             if now.done is not None:
                 now.done.synchronize()

@@ -103,15 +103,23 @@ class SpeechCurves:
         """
         found = self._blocks.get(index)
         if found is None:
-            found = self._blocks[index] = self._compute(index * _BLOCK + FUTURE)
+            # A live session hears the rest of a block later.  A value depends on the samples around it alone, so
+            # those that can be known are right already; the others are computed again.
+            is_whole = self._samples(index * _BLOCK + FUTURE)[1] <= len(self._audio)
+            found = self._compute(index * _BLOCK + FUTURE)
+            if is_whole:
+                self._blocks[index] = found
             if len(self._blocks) > _KEPT_BLOCKS:
                 self._blocks.popitem(last=False)
         return found
 
-    def _compute(self, first_value: int) -> Curves:
-        count = _BLOCK + 2 * _REACH
+    def _samples(self, first_value: int) -> tuple[int, int]:
+        """The samples [start, stop) that a block is made from."""
         start = (first_value - _REACH) * mel.HOP - mel.LEAD
-        samples = np.nan_to_num(self._audio.read(start, start + mel.samples_for(count)))
+        return start, start + mel.samples_for(_BLOCK + 2 * _REACH)
+
+    def _compute(self, first_value: int) -> Curves:
+        samples = np.nan_to_num(self._audio.read(*self._samples(first_value)))
         log_mels, energies = mel.features(samples, self._gain)
         mouth = np.clip(self._network(log_mels), 0.0, 1.0)
         level = energies[_REACH:-_REACH, None]

@@ -150,7 +150,7 @@ class PreviewSession:
         self._renderer = renderer
         self._motion = motion
         self._total = film.total_frames
-        self._chunk = film.fps[0]
+        self._chunk = film.live_frames or film.fps[0]
         self._next = first_frame
         self._tag = tag
         self._pool = pool
