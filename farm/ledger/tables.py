@@ -93,6 +93,7 @@ class OwnerRow(Table):
     name: Mapped[str] = mapped_column(String(200), primary_key=True)
     share: Mapped[float] = mapped_column(default=1.0)
     finish_tag: Mapped[float] = mapped_column(default=0.0)  # virtual time at which its last job would end
+    quota: Mapped[int | None]  # render segments that may be under lease for it at once; None: as many as there are
 
 
 class BatchRow(Table):
@@ -104,6 +105,8 @@ class BatchRow(Table):
     source: Mapped[str]  # where the rows came from, for people
     owner: Mapped[str]
     created_at: Mapped[float]
+    budget: Mapped[float | None]  # in the money of the configured rates; None: no limit
+    budget_spent_at: Mapped[float | None]  # when its jobs were paused because the budget was spent
 
 
 class JobRow(Table):
@@ -112,6 +115,7 @@ class JobRow(Table):
         Index("ix_jobs_state", "state", "id"),
         Index("ix_jobs_batch_id", "batch_id", "id"),
         Index("ix_jobs_output", "output"),
+        Index("ix_jobs_owner", "owner", "id"),
         CheckConstraint("state IN ('succeeded','failed','cancelled') = (finished_at IS NOT NULL)", "finished"),
     )
 
@@ -232,6 +236,15 @@ class AttemptRow(Table):
         UniqueConstraint("segment_id", "number"),
         Index("ix_attempts_job_id_worker", "job_id", "worker"),
         Index("ix_attempts_worker_ended_at", "worker", "ended_at"),
+        # Strikes are few however long the history is, and every claim asks for them.
+        Index(
+            "ix_attempts_strikes",
+            "job_id",
+            "worker",
+            "segment_id",
+            sqlite_where=text("strike = 1"),
+            postgresql_where=text("strike"),
+        ),
     )
 
     id: Mapped[int] = mapped_column(BigId, primary_key=True)
