@@ -17,6 +17,7 @@ from farm.cli.lifecycle import down, flower, up, worker
 from farm.cli.logs import logs
 from farm.cli.models import models
 from farm.cli.nightly import nightly
+from farm.cli.owners import owners
 from farm.cli.render import render
 from farm.cli.report import report
 from farm.cli.serve import keys, serve
@@ -69,6 +70,7 @@ for command in (
     status,
     jobs,
     batches,
+    owners,
     workers,
     worker,
     flower,

@@ -31,6 +31,7 @@ from sqlalchemy.orm import Session, aliased
 
 from farm.errors import EngineChanged, LeaseLost
 from farm.ledger.history import append
+from farm.ledger.owners import breaks_quota, within_quota
 from farm.ledger.read import job_value, segment_value
 from farm.ledger.ripple import lock_job, owe, ready_next, ripple
 from farm.ledger.store import Ledger, db_now
@@ -41,6 +42,7 @@ from farm.retry import Decision, RetryPolicy
 from farm.states import Event, SegmentKind, SegmentState, WorkerState, after
 
 STRIKES_PER_JOB = 3  # a worker that failed a job this often does not get it again
+_CLAIM_TRIES = 3
 ALIVE_SECONDS = 60.0  # a worker that beat this recently counts as one that could take a segment
 
 _SEGMENTS, _ATTEMPTS, _WORKERS = plain(SegmentRow), plain(AttemptRow), plain(WorkerRow)
@@ -62,7 +64,8 @@ def claim(
 ) -> Lease | None:
     """Lease the best claimable segment of `queue`: priority, deadline, the warm job, fair rank, first come.
 
-    One statement chooses and takes it.  Returns None when there is nothing that this worker may take.
+    One statement chooses and takes it.  Returns None when there is nothing that this worker may take; the segments of
+    an owner whose quota is under lease are passed by.
     """
 
     def story(session: Session) -> Lease | None:
@@ -72,6 +75,9 @@ def claim(
         row = session.scalar(_claim_statement(has_warm_job=warm_job is not None), wanted)
         if row is None:
             return None
+        job = session.get_one(JobRow, row.job_id)
+        if row.kind is SegmentKind.RENDER and breaks_quota(session, job.owner):
+            raise _QuotaTaken
         after(SegmentState.QUEUED, Event.LEASE)
         session.execute(
             _OPEN_ATTEMPT,
@@ -87,11 +93,11 @@ def claim(
         append(session, Event.LEASE, job_id=row.job_id, segment_id=row.id, attempt=row.attempt, worker=worker)
         if row.kind is SegmentKind.PREPARE:  # the only lease that changes what its job is
             ripple(session, row.job_id)
+            session.refresh(job)
         session.execute(_OCCUPY_WORKER, {"of_name": worker, "by_segment": row.id})
         carry = None
         if row.needs_carry:
             carry = session.scalar(_CARRY, {"of_job": row.job_id, "of_number": row.number - 1})
-        job = session.get_one(JobRow, row.job_id, populate_existing=True)
         return Lease(
             segment=segment_value(row),
             job=job_value(job),
@@ -102,7 +108,16 @@ def claim(
             smaller=row.smaller,
         )
 
-    return ledger.write(story)
+    for _ in range(_CLAIM_TRIES):
+        try:
+            return ledger.write(story)
+        except _QuotaTaken:
+            continue  # rolled back; the next look sees the other's lease and passes by this owner
+    return None
+
+
+class _QuotaTaken(Exception):
+    """Another claim took the last lease of the owner's quota at the same instant."""
 
 
 @cache  # building it takes longer than running it
@@ -114,6 +129,7 @@ def _claim_statement(*, has_warm_job: bool) -> Any:
         segment.queue == queue,
         text(CLAIMABLE),
         segment.not_before <= db_now(),
+        within_quota(),
         _may_take(worker, queue),
     )
     columns = (segment.id, segment.unhaste, segment.due)
