@@ -169,6 +169,7 @@ class Conversation:
         film = {**self._show.film, "seed": _seed(message.get("seed")), "prompt": _prompt(message.get("prompt"), model)}
         await self._end()  # a second init replaces the session
         sessions: set[Conversation] = self._socket.app.state.live_sessions
+        sessions -= {other for other in sessions if other.is_over}
         most = self._context.settings.live.sessions
         if len(sessions) >= most:
             raise Refused("busy", f"This server keeps {most} live sessions at once and has them; try again later")
@@ -204,6 +205,11 @@ class Conversation:
             model=model.id,
             chunk_samples=self._show.chunk_samples,
         )
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the worker has ended the session and its client does not know yet."""
+        return self._session is not None and self._session.ended
 
     async def _media(self, message: bytes) -> None:
         if self._session is None:

@@ -10,6 +10,7 @@ import contextlib
 import json
 import logging
 import struct
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,6 +25,8 @@ _HEAD = struct.Struct("!II")  # bytes of JSON, bytes beside it
 _ANSWER_LIMIT = 1 << 28
 _CONNECT_SECONDS = 5.0
 _CLOSE_SECONDS = 10.0
+_FREE_SECONDS = 3.0  # a worker whose session has just ended is free in a moment
+_LOOK_SECONDS = 0.2
 
 
 class NoHost(FarmError):
@@ -36,8 +39,10 @@ class LiveSession:
     def __init__(self, ledger: Ledger, lease: live.LiveLease) -> None:
         self._ledger = ledger
         self._lease = lease
-        self._reader: asyncio.StreamReader | None = None
         self._writer: asyncio.StreamWriter | None = None
+        self._answers: asyncio.Queue[tuple[dict[str, Any], bytes] | None] = asyncio.Queue()
+        self._listener: asyncio.Task[None] | None = None
+        self.ended = False  # the worker hung up
 
     @classmethod
     async def open(
@@ -52,11 +57,15 @@ class LiveSession:
     ) -> LiveSession:
         """Lease a host and begin.  Raises NoHost, and InputError for a portrait that the model cannot use."""
         refused: list[str] = []
+        until = time.monotonic() + _FREE_SECONDS
         while True:
             lease = await asyncio.to_thread(
                 live.lease_host, ledger, queue, owner=owner, ttl_seconds=settings.lease.ttl_seconds, refused=refused
             )
             if lease is None:
+                if time.monotonic() < until:
+                    await asyncio.sleep(_LOOK_SECONDS)
+                    continue
                 raise NoHost(
                     f"no worker can serve a live session of {model.id} now; `farm status` shows what each of them does"
                 )
@@ -95,12 +104,12 @@ class LiveSession:
 
     async def close(self) -> None:
         """Give the host back."""
-        writer, self._writer = self._writer, None
-        if writer is not None:
+        if self._writer is not None:
             with contextlib.suppress(OSError, TimeoutError, FarmError):
-                writer.write(_framed({"say": "close"}, b""))
-                await asyncio.wait_for(self._hear(), _CLOSE_SECONDS)
-            writer.close()
+                await self._ask({"say": "close"}, b"", _CLOSE_SECONDS)
+            self._writer.close()
+        if self._listener is not None:
+            self._listener.cancel()
         with contextlib.suppress(FarmError):
             how = "the server hung up"
             await asyncio.to_thread(live.release, self._ledger, self._lease.worker, self._lease.token, how)
@@ -108,33 +117,42 @@ class LiveSession:
     async def _connect(self) -> None:
         connecting = asyncio.open_unix_connection(self._lease.address)
         try:
-            self._reader, self._writer = await asyncio.wait_for(connecting, _CONNECT_SECONDS)
+            reader, self._writer = await asyncio.wait_for(connecting, _CONNECT_SECONDS)
         except TimeoutError:
             raise ConnectionError("it does not answer") from None
+        self._listener = asyncio.create_task(self._listen(reader))
 
     async def _ask(
         self, message: Mapping[str, Any], blob: bytes, seconds: float | None
     ) -> tuple[dict[str, Any], bytes]:
-        if self._writer is None:
-            raise ConnectionError("the connection is closed")
-        self._writer.write(_framed(message, blob))
-        await self._writer.drain()
-        answer, pixels = await asyncio.wait_for(self._hear(), seconds)
+        assert self._writer is not None
+        if self._answers.empty():  # otherwise the worker has said already why the session is over
+            with contextlib.suppress(OSError):
+                self._writer.write(_framed(message, blob))
+                await self._writer.drain()
+        heard = await asyncio.wait_for(self._answers.get(), seconds)
+        if heard is None:
+            self._answers.put_nowait(None)
+            raise ConnectionError("the worker is gone")
+        answer, pixels = heard
         if answer["say"] != "error":
             return answer, pixels
         kinds: Mapping[str, type[FarmError]] = {"input": InputError, "busy": NoHost}
         raise kinds.get(answer["kind"], EngineError)(answer["message"])
 
-    async def _hear(self) -> tuple[dict[str, Any], bytes]:
-        assert self._reader is not None
+    async def _listen(self, reader: asyncio.StreamReader) -> None:
         try:
-            said, beside = _HEAD.unpack(await self._reader.readexactly(_HEAD.size))
-            if said + beside > _ANSWER_LIMIT:
-                raise ConnectionError("its answer is too long")
-            message: dict[str, Any] = json.loads(await self._reader.readexactly(said))
-            return message, await self._reader.readexactly(beside)
-        except asyncio.IncompleteReadError:
-            raise ConnectionError("the worker is gone") from None
+            while True:
+                said, beside = _HEAD.unpack(await reader.readexactly(_HEAD.size))
+                if said + beside > _ANSWER_LIMIT:
+                    return
+                message: dict[str, Any] = json.loads(await reader.readexactly(said))
+                self._answers.put_nowait((message, await reader.readexactly(beside)))
+        except (OSError, asyncio.IncompleteReadError, ValueError):
+            pass
+        finally:
+            self.ended = True
+            self._answers.put_nowait(None)
 
 
 def _framed(message: Mapping[str, Any], blob: bytes) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -13,9 +14,15 @@ import numpy as np
 import pytest
 
 from farm.errors import EngineError
+from farm.models import load_model
 from tests.conftest import ROOT
 from tests.engines.preview.conftest import ASTRONAUT, MakeFilm, Samples, Sound, render
 from workers.engines.contract import Engine
+from workers.host.audio import GrowingSound
+
+LIVE = load_model("preview").live
+assert LIVE is not None
+LIVE_FACTS, SLICE = LIVE.facts, LIVE.slice_frames
 
 
 def hashes(frames: np.ndarray) -> list[str]:
@@ -108,3 +115,24 @@ def test_a_segment_begins_only_at_a_chunk_of_the_film(engine: Engine, make_film:
     for first in (10, -25, 10_000 * 25):
         with pytest.raises(EngineError, match="cannot begin at frame"):
             engine.begin(make_film(), first, None)
+
+
+def test_a_live_sessions_frames_are_those_of_the_film_whose_sound_was_there_from_the_beginning(
+    engine: Engine, make_film: MakeFilm, speech: Samples
+) -> None:
+    whole = dataclasses.replace(make_film(), facts=LIVE_FACTS)
+    pcm = (speech * 32767.0).astype("<i2")
+    heard = GrowingSound()
+    heard.append(pcm.tobytes())
+    film = dataclasses.replace(whole, audio=heard)
+    expected = hashes(render(engine, film))  # of the same 16 bit sound
+
+    growing = GrowingSound()
+    session = engine.begin(dataclasses.replace(whole, audio=growing, live_frames=SLICE), 0, None)
+    frames: list[np.ndarray] = []
+    for start in range(0, len(pcm), SLICE * 640):
+        growing.append(pcm[start : start + SLICE * 640].tobytes())
+        while (len(frames) + 1) * SLICE * 640 + engine.describe().lookahead_samples <= len(growing):
+            frames.append(session.step())
+    assert len(frames) == len(pcm) // (SLICE * 640) - 1
+    assert hashes(np.concatenate(frames)) == expected[: len(frames) * SLICE]
