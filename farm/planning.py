@@ -2,11 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from itertools import pairwise
+from typing import Any, Protocol
 
-from farm.states import Continuity
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What a segment of a parallel film is rendered from: its own sound, as a film of its own.
+
+    It has one frame more than the film may need of it: how many frames lie between two cuts depends on where the cuts
+    fall between frames of the film, and a segment must not.
+    """
+
+    first_sample: int  # of the driving sound
+    samples: int
+    frames: int  # rendered; the film takes the first of them
+    seed: int
+    facts: Mapping[str, Any] = field(default_factory=dict)  # measured over this part's sound
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Part:
+        """The inverse of `as_json`."""
+        return cls(**values)
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,6 +38,8 @@ class PlannedSegment:
     first_frame: int
     frames: int
     needs_carry: bool  # starts from the state that the segment before it left
+    part: Part | None = None  # in a parallel film
+    content_key: str | None = None  # hash of everything that decides its pixels; None: it is never used again
 
 
 def frame_count(samples: int, rate: int, fps: tuple[int, int]) -> int:
@@ -31,15 +55,11 @@ def plan_segments(
     fps: tuple[int, int],
     segment_seconds: float,
     first_seconds: float,
-    continuity: Continuity = Continuity.CARRY,
-    pauses: Sequence[tuple[int, int]] = (),
 ) -> list[PlannedSegment]:
-    """Cut [0, total_frames) into segments of whole chunks; only the film's last chunk may be partial.
+    """Cut [0, total_frames) into a chain of segments of whole chunks; only the film's last chunk may be partial.
 
     The first segment is short, for an early look.  A last segment shorter than half of the others joins the one before
-    it.  With carry continuity the segments are a chain.  With parallel continuity each starts afresh, and cuts move to
-    the chunk boundary nearest to a pause in the speech when one lies within a quarter segment; `pauses` are frame
-    ranges [start, stop).
+    it.
     """
     if total_frames <= 0:
         raise ValueError("a film has at least one frame")
@@ -51,27 +71,96 @@ def plan_segments(
     usual, first = whole_chunks(segment_seconds), whole_chunks(min(first_seconds, segment_seconds))
     cuts = [0]
     while True:
-        step = first if len(cuts) == 1 else usual
-        cut = cuts[-1] + step
-        if continuity is Continuity.PARALLEL:
-            cut = _nearest_pause(cut, cuts[-1], usual // 4, chunk_frames, pauses)
+        cut = cuts[-1] + (first if len(cuts) == 1 else usual)
         if total_frames - cut < usual // 2 and (len(cuts) > 1 or total_frames - cut < chunk_frames):
             break
         if cut >= total_frames:
             break
         cuts.append(cut)
     cuts.append(total_frames)
-    chained = continuity is Continuity.CARRY
-    return [PlannedSegment(start, stop - start, needs_carry=chained and start > 0) for start, stop in pairwise(cuts)]
+    return [PlannedSegment(start, stop - start, needs_carry=start > 0) for start, stop in pairwise(cuts)]
 
 
-def _nearest_pause(cut: int, previous: int, reach: int, chunk_frames: int, pauses: Sequence[tuple[int, int]]) -> int:
-    """The chunk boundary inside a pause that lies nearest to `cut`, or `cut` when none is in reach."""
-    best = cut
-    best_distance = reach + 1
-    for start, stop in pauses:
-        middle = (start + stop) // 2
-        boundary = round(middle / chunk_frames) * chunk_frames
-        if start <= boundary < stop and boundary > previous and abs(boundary - cut) < best_distance:
-            best, best_distance = boundary, abs(boundary - cut)
-    return best
+class Place(Protocol):
+    """Somewhere that a film may be cut.  Better places are greater; see farm/media/pauses.py."""
+
+    @property
+    def at(self) -> int: ...
+    def __lt__(self, other: Any, /) -> bool: ...
+
+
+def choose_cuts(places: Sequence[Place], total: int, usual: int) -> list[int]:
+    """Where to cut [0, total), in samples, into stretches of about `usual` samples: the inner cuts, in order.
+
+    A place is a cut when no better one lies within half of `usual`.  So whether it is one depends on its surroundings
+    alone, and an insertion changes the cuts beside it and no others (content-defined chunking by local maxima;
+    Bjorner, Blass, Gurevich 2010).  A stretch of more than twice `usual` is cut at the best place inside it; one
+    without places every `usual` samples from its beginning.  No stretch is shorter than a quarter of `usual`.
+    """
+    reach = max(2, usual // 2)
+    fit = sorted((p for p in places if reach // 2 <= p.at <= total - reach // 2), key=lambda place: place.at)
+    cuts = [0, *(fit[n].at for n in range(len(fit)) if _is_best(fit, n, reach)), total]
+    every: list[int] = []
+    for start, stop in pairwise(cuts):
+        inside = [p for p in fit if start + reach // 2 <= p.at <= stop - reach // 2]
+        every += [*_divide(inside, start, stop, reach), stop]
+    return every[:-1]
+
+
+def _is_best(fit: Sequence[Place], number: int, reach: int) -> bool:
+    """Whether no place within `reach` of this one is better; of equals the first counts as better."""
+    mine = fit[number]
+    for step in (-1, 1):
+        other = number + step
+        while 0 <= other < len(fit) and abs(fit[other].at - mine.at) <= reach:
+            if mine < fit[other] if step > 0 else not fit[other] < mine:
+                return False
+            other += step
+    return True
+
+
+def _divide(inside: Sequence[Place], start: int, stop: int, reach: int) -> list[int]:
+    """Cuts of a stretch that is too long."""
+    if stop - start <= 4 * reach:
+        return []
+    if not inside:
+        return list(range(start + 2 * reach, stop - reach, 2 * reach))
+    best = inside[0]
+    for place in inside[1:]:
+        if best < place:
+            best = place
+    left = [p for p in inside if p.at <= best.at - reach // 2]
+    right = [p for p in inside if p.at >= best.at + reach // 2]
+    return [*_divide(left, start, best.at, reach), best.at, *_divide(right, best.at, stop, reach)]
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """Sound [start, stop) of a parallel film, the frames that the film takes of it and those that are rendered."""
+
+    start: int
+    stop: int
+    first_frame: int
+    frames: int
+    rendered: int
+
+
+def stretches(cuts: Sequence[int], samples: int, rate: int, fps: tuple[int, int]) -> list[Stretch]:
+    """What each segment of a parallel film owns, for cuts of its sound of `samples` samples at `rate` Hz.
+
+    Each stretch's frames count from its own first sample.  It takes its place in the film at the nearest frame, so
+    picture and sound are apart by half a frame at most, at every length.
+    """
+    num, den = fps
+    total = frame_count(samples, rate, fps)
+
+    def nearest(sample: int) -> int:
+        return min(total, (2 * sample * num + rate * den) // (2 * rate * den))
+
+    found = []
+    for start, stop in pairwise([0, *cuts, samples]):
+        first, last = nearest(start), total if stop == samples else nearest(stop)
+        rendered = last - first if stop == samples else (stop - start) * num // (rate * den) + 1
+        if last > first:
+            found.append(Stretch(start, stop, first, last - first, rendered))
+    return found

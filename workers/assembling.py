@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,7 @@ def assemble_film(
             staged,
             frames=job.total_frames,
             profile=profile,
+            counts=[stop - start for start, stop in pairwise([*cuts, job.total_frames])],
             audio_bitrate=audio_bitrate,
             metadata={"title": job.name, "comment": f"farm {__version__}, {job.model}, seed {job.seed}"},
             timeout_seconds=timeout_seconds,

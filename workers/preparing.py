@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import hashlib
 import importlib
 import json
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from farm.artifacts import JobFolder, seal, sha256_of, staging_name
 from farm.config import FilmSettings, SegmentSettings
 from farm.errors import InputError
 from farm.ledger.values import Job, NewArtifact
-from farm.media.decode import AudioFacts, decode_driving
+from farm.media.decode import AudioFacts, decode_driving, decode_native, to_driving
+from farm.media.pauses import find_pauses
 from farm.media.profile import default_profile
-from farm.models import load_model
-from farm.planning import PlannedSegment, frame_count, plan_segments
-from farm.states import ArtifactKind
+from farm.models import ModelSpec, load_model
+from farm.planning import Part, PlannedSegment, Stretch, choose_cuts, frame_count, plan_segments, stretches
+from farm.reuse import key_of
+from farm.states import ArtifactKind, Continuity
 from workers.host.audio import DrivingFile
 from workers.portrait import normalise
 
 DRIVING_RATE = 16_000
+DRIVING_NAME = "driving.f32"
 SILENT_PEAK = 1e-4  # of full scale, -80 dB
 
 
@@ -40,26 +49,15 @@ def prepare(job: Job, token: int, folder_path: Path, segments: SegmentSettings, 
     model = load_model(job.model)
     folder = JobFolder(folder_path, job.id).make()
     portrait, portrait_notes = _look_at_portrait(job, token, folder)
-    sound, driving = _decode_sound(job, token, folder)
-    total_frames = frame_count(sound.native_samples, sound.native_rate, job.fps)
-    facts: dict[str, Any] = {"loudness_lufs": sound.loudness_lufs, "peak": sound.peak}
-    if model.measure:
-        facts |= importlib.import_module(model.measure).measure(DrivingFile(Path(driving.path)))
-    num, den = job.fps
-    pauses = [
-        (-(-start * num // (DRIVING_RATE * den)), stop * num // (DRIVING_RATE * den)) for start, stop in sound.pauses
-    ]
-    plan = plan_segments(
-        total_frames,
-        chunk_frames=model.frames.chunk(job.fps),
-        fps=job.fps,
-        segment_seconds=model.segment_seconds or segments.seconds,
-        first_seconds=segments.first_seconds,
-        continuity=job.continuity,
-        pauses=pauses,
-    )
     profile = dataclasses.replace(
         default_profile(job.width, job.height, job.fps), crf=film.crf, preset=film.encoder_preset
+    )
+    made = _Making(job, token, folder, model, portrait.sha256, json.loads(profile.to_json()))
+    seconds = model.segment_seconds or segments.seconds
+    sound, driving, facts, plan = (
+        _plan_parts(made, seconds)
+        if job.continuity is Continuity.PARALLEL
+        else _plan_chain(made, seconds, segments.first_seconds)
     )
     return Prepared(
         artifacts=(portrait, driving),
@@ -67,14 +65,97 @@ def prepare(job: Job, token: int, folder_path: Path, segments: SegmentSettings, 
             "audio_seconds": sound.native_samples / sound.native_rate,
             "audio_rate": sound.native_rate,
             "audio_samples": sound.native_samples,
-            "total_frames": total_frames,
-            "facts": facts,
-            "profile": json.loads(profile.to_json()),
+            "total_frames": frame_count(sound.native_samples, sound.native_rate, job.fps),
+            "facts": {"loudness_lufs": sound.loudness_lufs, "peak": sound.peak, **facts},
+            "profile": made.profile,
             "notes": [*job.notes, *portrait_notes, *sound.notes, *_silence(sound)],
         },
         plan=tuple(plan),
         queue=model.queue_for(job.preset),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Making:
+    """What the steps of one `prepare` share."""
+
+    job: Job
+    token: int
+    folder: JobFolder
+    model: ModelSpec
+    portrait_sha256: str  # of the normalised portrait
+    profile: dict[str, Any]
+
+
+_Planned = tuple[AudioFacts, NewArtifact, dict[str, Any], list[PlannedSegment]]
+
+
+def _plan_chain(made: _Making, seconds: float, first_seconds: float) -> _Planned:
+    """Segments that each go on where the one before stopped; they hear the whole film."""
+    job = made.job
+    sound, driving = _decode_sound(made)
+    facts = importlib.import_module(made.model.measure).measure(_heard(driving)) if made.model.measure else {}
+    plan = plan_segments(
+        frame_count(sound.native_samples, sound.native_rate, job.fps),
+        chunk_frames=made.model.frames.chunk(job.fps),
+        fps=job.fps,
+        segment_seconds=seconds,
+        first_seconds=first_seconds,
+    )
+    # Any change of the sound changes its facts, the carries or both: the film is known as a whole or not at all.
+    whole = {"sound": driving.sha256, "facts": facts, "seed": job.seed}
+    return sound, driving, facts, [_keyed(made, item, part=[item.first_frame, item.frames], **whole) for item in plan]
+
+
+def _plan_parts(made: _Making, seconds: float) -> _Planned:
+    """Segments that begin and end at pauses; each hears its own sound only and is rendered as a film of its own."""
+    job = made.job
+    native = staging_name(made.folder.file("native.s16", made.token), made.token)
+    try:
+        with _decoded(made) as (sound, staged):
+            decode_native(Path(job.audio), native, sound)
+            heard = np.memmap(native, dtype="<i2", mode="r")
+            rate = sound.native_rate
+            cuts = choose_cuts(find_pauses(heard, rate), len(heard), round(seconds * rate))
+            parts = stretches(cuts, len(heard), rate, job.fps)
+            lengths = _write_driving(heard, rate, parts, staged)
+            digests = [hashlib.sha256(heard[part.start : part.stop].tobytes()).hexdigest() for part in parts]
+            driving = _seal_driving(made, staged)
+    finally:
+        native.unlink(missing_ok=True)
+    begins = [sum(lengths[:number]) for number in range(len(parts))]
+    windows = [(begin, begin + length) for begin, length in zip(begins, lengths, strict=True)]
+    facts: Sequence[dict[str, Any]] = [{} for _ in parts]
+    if made.model.measure:
+        measuring = importlib.import_module(made.model.measure)
+        facts = measuring.measure_parts(_heard(driving), [_heard(driving, window) for window in windows])
+    plan = []
+    for part, (begin, end), own, digest in zip(parts, windows, facts, digests, strict=True):
+        # With the film's own seed every segment would nod and blink alike, counted from its beginning.
+        seed = int(hashlib.sha256(f"{job.seed}{digest}".encode()).hexdigest()[:7], 16)
+        rendered = Part(begin, end - begin, part.rendered, seed, own)
+        item = PlannedSegment(part.first_frame, part.frames, needs_carry=False, part=rendered)
+        plan.append(_keyed(made, item, sound=[rate, digest], frames=part.rendered, seed=seed, facts=own))
+    return sound, driving, {}, plan
+
+
+def _keyed(made: _Making, item: PlannedSegment, **own: Any) -> PlannedSegment:
+    return dataclasses.replace(item, content_key=key_of(made.job, made.portrait_sha256, made.profile, **own))
+
+
+def _write_driving(heard: npt.NDArray[np.int16], rate: int, parts: Sequence[Stretch], target: Path) -> list[int]:
+    """Each part's sound at 16 kHz, made from that part alone, one after the other.  Returns their lengths."""
+    lengths = []
+    with target.open("wb") as file:
+        for part in parts:
+            piece = to_driving(heard[part.start : part.stop], rate)
+            file.write(piece.astype("<f4").tobytes())
+            lengths.append(len(piece))
+    return lengths
+
+
+def _heard(driving: NewArtifact, window: tuple[int, int] | None = None) -> DrivingFile:
+    return DrivingFile(Path(driving.path), window)
 
 
 def _silence(sound: AudioFacts) -> list[str]:
@@ -110,17 +191,26 @@ def make_portrait(source: Path, target: Path, model_id: str) -> tuple[dict[str, 
     return facts.as_json(), notes
 
 
-def _decode_sound(job: Job, token: int, folder: JobFolder) -> tuple[AudioFacts, NewArtifact]:
-    source = Path(job.audio)
-    _check_unchanged(source, job.audio_sha256, "audio")
-    final = folder.file("driving.f32", token)
-    staged = staging_name(final, token)
+def _decode_sound(made: _Making) -> tuple[AudioFacts, NewArtifact]:
+    with _decoded(made) as (sound, staged):
+        return sound, _seal_driving(made, staged)
+
+
+@contextlib.contextmanager
+def _decoded(made: _Making) -> Iterator[tuple[AudioFacts, Path]]:
+    """The recording's facts and its driving sound under a staging name."""
+    source = Path(made.job.audio)
+    _check_unchanged(source, made.job.audio_sha256, "audio")
+    staged = staging_name(made.folder.file(DRIVING_NAME, made.token), made.token)
     try:
-        sound = decode_driving(source, staged)
-        facts = {"rate": DRIVING_RATE, "samples": sound.driving_samples}
-        return sound, seal(staged, final, ArtifactKind.DRIVING, facts)
+        yield decode_driving(source, staged), staged
     finally:
         staged.unlink(missing_ok=True)
+
+
+def _seal_driving(made: _Making, staged: Path) -> NewArtifact:
+    facts = {"rate": DRIVING_RATE, "samples": staged.stat().st_size // 4}
+    return seal(staged, made.folder.file(DRIVING_NAME, made.token), ArtifactKind.DRIVING, facts)
 
 
 def _check_unchanged(path: Path, sha256: str, what: str) -> None:

@@ -18,6 +18,7 @@ from farm.ledger.values import Job, Lease, NewArtifact
 from farm.media.encode import SegmentEncoder
 from farm.media.profile import EncoderProfile
 from farm.models import ModelSpec
+from farm.planning import Part
 from farm.states import ArtifactKind
 from farm.workshop import Stopped
 from workers.heart import LeaseWatch
@@ -99,11 +100,10 @@ class Renderer:
         with SegmentEncoder(profile, description["pixel_format"], staged) as encoder:
             done = self._drive_host(lease, watch, encoder)
             encoded = encoder.finish(ENCODER_SECONDS)
-        if encoded.frames != segment.frames:
+        planned = segment.part.frames if segment.part is not None else segment.frames
+        if encoded.frames != planned:
             staged.unlink(missing_ok=True)
-            raise MediaError(
-                ["encoder"], 0, f"{encoded.frames} frames were encoded where {segment.frames} were planned"
-            )
+            raise MediaError(["encoder"], 0, f"{encoded.frames} frames were encoded where {planned} were planned")
         assert done.carry is not None
         facts = {"frames": encoded.frames, "extradata_sha1": encoded.extradata_sha1}
         artifacts = [seal(staged, final, ArtifactKind.SEGMENT, facts)]
@@ -121,8 +121,8 @@ class Renderer:
             with watcher:
                 events = self.host.render(
                     self._film(lease),
-                    first_frame=segment.first_frame,
-                    frames=segment.frames,
+                    first_frame=segment.first_frame if segment.part is None else 0,
+                    frames=segment.frames if segment.part is None else segment.part.frames,
                     carry=lease.carry,
                     write_fd=encoder.write_fd,
                 )
@@ -168,7 +168,20 @@ class Renderer:
             "settings": settings,
             "facts": dict(job.facts),
             "save_memory": lease.smaller,
-        }
+        } | _of_part(lease.segment.part)
+
+
+def _of_part(part: Part | None) -> dict[str, Any]:
+    """What the film of one segment of a parallel film has other than the film itself."""
+    if part is None:
+        return {}
+    return {
+        "window": [part.first_sample, part.first_sample + part.samples],
+        "total_frames": part.frames,
+        "seed": part.seed,
+        "facts": dict(part.facts),
+        "joined": True,
+    }
 
 
 class _StopWatcher:

@@ -26,6 +26,7 @@ from farm.logs import log_ids
 from farm.processes import kill_group
 from farm.reaper import Reaper
 from farm.retry import Decision, backoff, decide
+from farm.reuse import find_reusable, tell
 from farm.roster import WorkerSpec, machine_name
 from farm.states import ArtifactKind, Event, SegmentKind, WorkerState
 from farm.workshop import Stopped, Workshop
@@ -263,16 +264,19 @@ class Runner:
         done = self._workshop.wait(
             work, timeout_seconds=self.settings.limits.step_timeout(job.audio_seconds), why_stop=watch.why_stop
         )
+        reused = find_reusable(self.ledger, self.settings.artifacts_dir, job, done.plan, done.queue)
         moves.publish_plan(
             self.ledger,
             lease,
             artifacts=done.artifacts,
-            job=done.job,
+            job=done.job | {"notes": [*done.job["notes"], *tell(done.plan, reused, job.fps)]},
             plan=done.plan,
             queue=done.queue,
             device_seconds=time.monotonic() - began,
+            reused=reused,
         )
-        return {"frames": done.job["total_frames"], "segments": len(done.plan), "device": self.device}
+        counts = {"segments": len(done.plan), "reused": len(reused)}
+        return {"frames": done.job["total_frames"], **counts, "device": self.device}
 
     def _assemble(self, lease: Lease, watch: LeaseWatch) -> dict[str, Any]:
         assert self._workshop is not None
@@ -308,12 +312,14 @@ class Runner:
         tried = read.attempts(self.ledger, lease.job.id)
         kinds = {s.id: s for s in read.segments(self.ledger, lease.job.id)}
         rendered = [a for a in tried if kinds[a.segment_id].kind is SegmentKind.RENDER]
-        published = [a for a in rendered if a.outcome == Event.SUCCEED.value]
+        good = [a for a in rendered if a.outcome == Event.SUCCEED.value]
+        published = [a for a in good if a.device != moves.REUSED]
         seconds = sum(a.device_seconds for a in published)
         frames = sum(a.frames for a in published)
         return {
             "render": {
-                "segments": len(published),
+                "segments": len(good),
+                "reused": len(good) - len(published),
                 "attempts": len(rendered),
                 "workers": sorted({a.worker for a in published}),
                 "devices": sorted({a.device for a in published}),

@@ -6,7 +6,8 @@ lease is lost and nothing was changed.  Every move writes the history line and r
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
 
@@ -29,18 +30,19 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import Session, aliased
 
-from farm.errors import EngineChanged, LeaseLost
+from farm.errors import EngineChanged, LeaseLost, LedgerError
 from farm.ledger.history import append
 from farm.ledger.owners import breaks_quota, within_quota
 from farm.ledger.read import job_value, segment_value
-from farm.ledger.ripple import lock_job, owe, ready_next, ripple
+from farm.ledger.ripple import lock_job, owe, ready_all, ready_next, ripple
 from farm.ledger.store import Ledger, db_now
 from farm.ledger.tables import CLAIMABLE, ArtifactRow, AttemptRow, JobRow, SegmentRow, WorkerRow, plain
-from farm.ledger.values import Lease, NewArtifact
+from farm.ledger.values import Lease, NewArtifact, Reused
 from farm.planning import PlannedSegment
 from farm.retry import Decision, RetryPolicy
 from farm.states import Event, SegmentKind, SegmentState, WorkerState, after
 
+REUSED = "reuse"  # the event of a segment whose frames another film lent, and the device of its attempt
 STRIKES_PER_JOB = 3  # a worker that failed a job this often does not get it again
 _CLAIM_TRIES = 3
 ALIVE_SECONDS = 60.0  # a worker that beat this recently counts as one that could take a segment
@@ -253,12 +255,22 @@ def publish_plan(
     plan: Sequence[PlannedSegment],
     queue: str,
     device_seconds: float = 0.0,
+    reused: Mapping[int, Reused] | None = None,
 ) -> None:
     """End `prepare`: write what was learnt into the job and make its render and assemble segments.
 
-    `job` holds column values of JobRow: audio_rate, audio_samples, total_frames, facts, profile, notes …
+    `job` holds column values of JobRow: audio_rate, audio_samples, total_frames, facts, profile, notes …  `reused` are
+    the segments of `plan`, by number, whose files exist already: they are published with it, each by an attempt of its
+    own that took no device's time.
     """
-    _succeed(ledger, lease, artifacts, None, 0, device_seconds, job, (plan, queue))
+    _succeed(ledger, lease, artifacts, None, 0, device_seconds, job, _Plan(plan, queue, reused or {}))
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    segments: Sequence[PlannedSegment]
+    queue: str
+    reused: Mapping[int, Reused]
 
 
 def _succeed(
@@ -269,7 +281,7 @@ def _succeed(
     frames: int,
     device_seconds: float,
     job_values: dict[str, Any],
-    plan: tuple[Sequence[PlannedSegment], str] | None,
+    plan: _Plan | None,
 ) -> None:
     segment = lease.segment
 
@@ -312,28 +324,90 @@ def _succeed(
                     ArtifactRow.segment_number == number,
                 )
             )
-            session.execute(
-                insert(ArtifactRow).values(
-                    job_id=segment.job_id,
-                    kind=artifact.kind,
-                    segment_number=number,
-                    path=artifact.path,
-                    size_bytes=artifact.size_bytes,
-                    sha256=artifact.sha256,
-                    facts=dict(artifact.facts),
-                    created_at=db_now(),
-                )
-            )
+            _insert_artifact(session, segment.job_id, number, artifact)
         close_attempt(session, lease, Event.SUCCEED, frames=frames, device_seconds=device_seconds)
         values = {key: value for key, value in job_values.items() if value is not None}
         if values:
             session.execute(update(JobRow).where(JobRow.id == segment.job_id).values(**values))
         if plan is not None:
-            _insert_plan(session, lease, *plan)
-        ready_next(session, segment)
+            _insert_plan(session, lease, plan.segments, plan.queue)
+            _publish_reused(session, lease, plan.reused)
+        if plan is not None and plan.reused:
+            ready_all(session, segment.job_id)
+        else:
+            ready_next(session, segment)
         ripple(session, segment.job_id)
 
     ledger.write(story)
+
+
+def _insert_artifact(session: Session, job_id: int, number: int, artifact: NewArtifact) -> None:
+    session.execute(
+        insert(ArtifactRow).values(
+            job_id=job_id,
+            kind=artifact.kind,
+            segment_number=number,
+            path=artifact.path,
+            size_bytes=artifact.size_bytes,
+            sha256=artifact.sha256,
+            facts=dict(artifact.facts),
+            created_at=db_now(),
+        )
+    )
+
+
+def _publish_reused(session: Session, lease: Lease, reused: Mapping[int, Reused]) -> None:
+    """Take just planned segments through all their moves at once, in the name of the worker that prepared the film."""
+    if not reused:
+        return
+    job_id = lease.segment.job_id
+    state = SegmentState.WAITING
+    for event in (Event.READY, Event.LEASE, Event.SUCCEED):
+        state = after(state, event)
+    for number, item in sorted(reused.items()):
+        segment_id = session.scalar(
+            update(SegmentRow)
+            .where(
+                SegmentRow.job_id == job_id,
+                SegmentRow.kind == SegmentKind.RENDER,
+                SegmentRow.number == number,
+                SegmentRow.state == SegmentState.WAITING,
+                SegmentRow.token == 0,
+            )
+            .values(
+                state=state,
+                token=1,
+                attempt=1,
+                carry=item.carry,
+                frames_now=SegmentRow.frames,
+                queued_at=db_now(),
+                finished_at=db_now(),
+            )
+            .returning(SegmentRow.id)
+        )
+        if segment_id is None:
+            raise LedgerError(f"segment {number} of job {job_id} was not just planned")
+        session.execute(
+            insert(AttemptRow).values(
+                segment_id=segment_id,
+                job_id=job_id,
+                number=1,
+                token=1,
+                worker=lease.worker,
+                device=REUSED,
+                started_at=db_now(),
+                ended_at=db_now(),
+                outcome=Event.SUCCEED.value,
+            )
+        )
+        _insert_artifact(session, job_id, number, item.artifact)
+        told = {"job_id": job_id, "segment_id": segment_id, "attempt": 1, "worker": lease.worker}
+        append(session, Event.LEASE, **told)
+        append(session, REUSED, **told, detail=f"the frames are those of {item.source}")
+        append(session, Event.SUCCEED, **told)
+    versions = {item.engine_version for item in reused.values()}
+    (version,) = versions
+    session.execute(update(JobRow).where(JobRow.id == job_id).values(engine_version=version))
 
 
 def _refuse_a_second_version(session: Session, job_id: int, version: str | None) -> None:
@@ -359,6 +433,8 @@ def _insert_plan(session: Session, lease: Lease, plan: Sequence[PlannedSegment],
             "first_frame": part.first_frame,
             "frames": part.frames,
             "needs_carry": part.needs_carry,
+            "part": None if part.part is None else part.part.as_json(),
+            "content_key": part.content_key,
             "queue": queue,
             "state": SegmentState.WAITING,
         }
@@ -370,6 +446,8 @@ def _insert_plan(session: Session, lease: Lease, plan: Sequence[PlannedSegment],
         "first_frame": 0,
         "frames": 0,
         "needs_carry": False,
+        "part": None,
+        "content_key": None,
         "queue": row.queue,
         "state": SegmentState.WAITING,
     }

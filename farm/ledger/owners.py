@@ -16,7 +16,7 @@ from farm.ledger.tables import JobRow, OwnerRow, SegmentRow
 from farm.states import SegmentKind, SegmentState
 
 # Written into the statement and not bound: only then can PostgreSQL see that the index of leases serves it.
-_LEASED = literal_column("'leased'")
+_LEASED: ColumnElement[str] = literal_column("'leased'")
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +88,7 @@ def _owner_of(segment: Any) -> ScalarSelect[str]:
     return select(job.owner).where(job.id == segment.job_id).correlate(segment).scalar_subquery()
 
 
-def _count_leases(owner: Any) -> Select[tuple[int]]:
+def _count_leases(owner: Any) -> Select[int]:
     """How many render segments are under lease for `owner`.
 
     The owner is asked for in a subquery and not in a join, and the lease's end is named, so that the database begins

@@ -22,6 +22,7 @@ from farm.ledger.tables import (
     WorkerRow,
 )
 from farm.ledger.values import Artifact, Attempt, Batch, Job, LedgerEvent, Segment, Worker
+from farm.planning import Part
 from farm.states import FINISHED, ArtifactKind, JobState, SegmentKind, SegmentState, WorkerState
 
 
@@ -80,6 +81,8 @@ def segment_value(row: SegmentRow) -> Segment:
         first_frame=row.first_frame,
         frames=row.frames,
         needs_carry=row.needs_carry,
+        part=None if row.part is None else Part.from_json(row.part),
+        content_key=row.content_key,
         queue=row.queue,
         state=row.state,
         held=row.held,
@@ -98,7 +101,7 @@ def segment_value(row: SegmentRow) -> Segment:
     )
 
 
-def _artifact_value(row: ArtifactRow) -> Artifact:
+def artifact_value(row: ArtifactRow) -> Artifact:
     return Artifact(
         row.id,
         row.job_id,
@@ -212,7 +215,7 @@ def artifacts(ledger: Ledger, job_id: int, kind: ArtifactKind | None = None) -> 
     if kind is not None:
         query = query.where(ArtifactRow.kind == kind)
     with ledger.read() as session:
-        return [_artifact_value(row) for row in session.scalars(query)]
+        return [artifact_value(row) for row in session.scalars(query)]
 
 
 def artifact(ledger: Ledger, job_id: int, kind: ArtifactKind) -> Artifact:
@@ -229,7 +232,7 @@ def films(ledger: Ledger, job_ids: Iterable[int]) -> dict[int, Artifact]:
         rows = session.scalars(
             select(ArtifactRow).where(ArtifactRow.job_id.in_(list(job_ids)), ArtifactRow.kind == ArtifactKind.FILM)
         ).all()
-        return {row.job_id: _artifact_value(row) for row in rows}
+        return {row.job_id: artifact_value(row) for row in rows}
 
 
 def batch(ledger: Ledger, batch_id: int) -> Batch:

@@ -191,6 +191,7 @@ class SegmentRow(Table):
             sqlite_where=text("state = 'leased'"),
             postgresql_where=text("state = 'leased'"),
         ),
+        Index("ix_segments_content_key", "content_key"),
         CheckConstraint("(state = 'leased') = (lease_until IS NOT NULL)", "lease"),
         CheckConstraint("(state = 'leased') = (leased_by IS NOT NULL)", "leased_by"),
     )
@@ -202,6 +203,8 @@ class SegmentRow(Table):
     first_frame: Mapped[int] = mapped_column(default=0)
     frames: Mapped[int] = mapped_column(default=0)
     needs_carry: Mapped[bool] = mapped_column(default=False)  # starts from the state that number - 1 left
+    part: Mapped[dict[str, Any] | None]  # in a parallel film: a farm.planning.Part
+    content_key: Mapped[str | None] = mapped_column(String(64))  # hash of what decides its pixels, the version excepted
 
     # Copies of the job's values, so that the claim needs one index of one table.
     queue: Mapped[str] = mapped_column(String(64))

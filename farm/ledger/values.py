@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from farm.planning import Part
 from farm.states import ArtifactKind, Continuity, JobState, SegmentKind, SegmentState, WorkerState
 
 
@@ -98,6 +99,8 @@ class Segment:
     first_frame: int
     frames: int
     needs_carry: bool
+    part: Part | None
+    content_key: str | None
     queue: str
     state: SegmentState
     held: bool
@@ -150,6 +153,16 @@ class NewArtifact:
     size_bytes: int
     sha256: str
     facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Reused:
+    """A segment of a new film whose file exists already, hash-checked and under a name of its own."""
+
+    artifact: NewArtifact
+    carry: bytes | None
+    engine_version: str
+    source: str  # for the history: "segment 3 of job 7"
 
 
 @dataclass(frozen=True, slots=True)

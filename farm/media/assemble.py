@@ -41,25 +41,28 @@ def assemble(
     *,
     frames: int,
     profile: EncoderProfile,
+    counts: Sequence[int] | None = None,
     audio_bitrate: int = 160_000,
     metadata: Mapping[str, str] | None = None,
     timeout_seconds: float = TIMEOUT_SECONDS,
 ) -> None:
     """Write the film of `frames` frames to `out_staging` as MP4 with its index in front.
 
-    `segments` are in order and must have been encoded with `profile`; `audio_source` is the user's own file.  The sound
-    is filled up with silence to the end of the last frame, which is less than a frame.  `metadata` are MP4 tags such
-    as title and comment.
+    `segments` are in order and must have been encoded with `profile`; with `counts` only the first so many frames of
+    each are taken.  `audio_source` is the user's own file.  The sound is filled up with silence to the end of the last
+    frame, which is less than a frame.  `metadata` are MP4 tags such as title and comment.
 
     Raises MediaError when a segment does not fit the others (the message names it), when the counts of frames or
     samples are not those that were planned, or when ffmpeg fails; NotEnoughRoom when the disk is full.
     """
-    counts = _check_segments(segments, frames, profile)
+    held = _check_segments(segments, profile)
+    taken = held if counts is None else list(counts)
+    _check_counts(segments, held, taken, frames)
     length = Fraction(frames) / Fraction(*profile.fps)
     with contextlib.ExitStack() as stack:
         stack.enter_context(_deleted_on_failure(out_staging))
         scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="farm-join-"))
-        script = _write_script(Path(scratch), segments, counts, Fraction(*profile.fps))
+        script = _write_script(Path(scratch), segments, held, taken, Fraction(*profile.fps))
         decoder = stack.enter_context(
             Child(
                 sound_argv(audio_source),
@@ -134,7 +137,7 @@ class _SoundHeader:
     channels: int
 
 
-def _check_segments(segments: Sequence[Path], frames: int, profile: EncoderProfile) -> list[int]:
+def _check_segments(segments: Sequence[Path], profile: EncoderProfile) -> list[int]:
     """Frames of each segment.  Raises MediaError naming the first that cannot be copied next to the others."""
     if not segments:
         raise MediaError(["join"], 0, "there are no segments to join")
@@ -143,10 +146,15 @@ def _check_segments(segments: Sequence[Path], frames: int, profile: EncoderProfi
         for what, found, wanted in _compared(info, infos[0], profile):
             if found != wanted:
                 raise MediaError(["join"], 0, f"segment {path} has another {what}: {found} where {wanted} is needed")
-    counts = [info.frames for info in infos]
-    if sum(counts) != frames:
-        raise MediaError(["join"], 0, f"the segments hold {sum(counts)} frames where the film has {frames}")
-    return counts
+    return [info.frames for info in infos]
+
+
+def _check_counts(segments: Sequence[Path], held: Sequence[int], taken: Sequence[int], frames: int) -> None:
+    for path, found, wanted in zip(segments, held, taken, strict=True):
+        if not 0 < wanted <= found:
+            raise MediaError(["join"], 0, f"segment {path} has {found} frames where the film needs {wanted} of it")
+    if sum(taken) != frames:
+        raise MediaError(["join"], 0, f"the segments hold {sum(taken)} frames where the film has {frames}")
 
 
 def _compared(info: SegmentInfo, first: SegmentInfo, profile: EncoderProfile) -> Iterator[tuple[str, object, object]]:
@@ -156,24 +164,34 @@ def _compared(info: SegmentInfo, first: SegmentInfo, profile: EncoderProfile) ->
     yield "encoder header", info.extradata_sha1, first.extradata_sha1
 
 
-def _write_script(scratch: Path, segments: Sequence[Path], counts: Sequence[int], fps: Fraction) -> Path:
+def _write_script(
+    scratch: Path, segments: Sequence[Path], held: Sequence[int], taken: Sequence[int], fps: Fraction
+) -> Path:
     """A concat script whose durations come from frame numbers.
+
+    Without B-frames a segment can end after any frame, so one of which the film takes less ends half a frame later.
 
     Each length is the difference of two rounded absolute times, so rounding to microseconds never adds up.  Links with
     plain names stand in for the segments, because a script cannot quote every path (a line break, for one).
     """
     lines = ["ffconcat version 1.0"]
     frame = begin = 0
-    for number, (path, count) in enumerate(zip(segments, counts, strict=True)):
+    for number, (path, has, count) in enumerate(zip(segments, held, taken, strict=True)):
         name = f"{number:06}.mp4"
         (scratch / name).symlink_to(path.absolute())
         frame += count
         end = round(frame / fps * 1_000_000)
-        lines += [f"file {name}", f"duration {(end - begin) // 1_000_000}.{(end - begin) % 1_000_000:06}"]
+        lines += [f"file {name}", f"duration {_seconds(end - begin)}"]
+        if count < has:
+            lines.append(f"outpoint {_seconds(round((count - Fraction(1, 2)) / fps * 1_000_000))}")
         begin = end
     script = scratch / "join.ffconcat"
     script.write_text("\n".join(lines) + "\n")
     return script
+
+
+def _seconds(microseconds: int) -> str:
+    return f"{microseconds // 1_000_000}.{microseconds % 1_000_000:06}"
 
 
 def _read_header(decoder: Child) -> _SoundHeader:

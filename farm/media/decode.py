@@ -13,6 +13,8 @@ import os
 import re
 import selectors
 import struct
+import subprocess
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,9 +25,9 @@ import numpy as np
 import numpy.typing as npt
 
 from farm.errors import InputError, NotEnoughRoom
-from farm.media.command import to_argv, untrusted_input
+from farm.media.command import locate, raw_input, to_argv, untrusted_input
 from farm.media.probe import probe_audio
-from farm.media.run import MIB, Child, enlarge_pipe
+from farm.media.run import DISK_FULL, MIB, Child, enlarge_pipe
 from farm.media.sound import RATE, SoundMeter
 
 TIMEOUT_SECONDS = 3600.0
@@ -89,6 +91,52 @@ def decode_driving(
 def native_sound(source: Path) -> Any:
     """Input stream and options that decode `source`; whoever counts or encodes its sound starts from here."""
     return untrusted_input(source)["a:0"]
+
+
+def decode_native(source: Path, target: Path, facts: AudioFacts, *, timeout_seconds: float = TIMEOUT_SECONDS) -> None:
+    """Write the sound of `source` to `target` as mono int16 at its own rate, raw, with facts.native_samples samples.
+
+    Sample n of it is made from sample n of the recording and from no other, which a change of the rate would not leave
+    so.  Raises MediaError, NotEnoughRoom.
+    """
+    output = {"f": "s16le", "acodec": "pcm_s16le", "ac": 1, "ar": facts.native_rate}
+    argv = to_argv(ffmpeg.output(native_sound(source), locate(target), **output))
+    with Child(argv, timeout_seconds=timeout_seconds, memory_limit_bytes=MEMORY_LIMIT_BYTES) as child:
+        code = child.wait()
+        if child.timed_out or code < 0 or DISK_FULL in child.stderr or not target.exists():
+            raise child.failure()  # another code is damage, which `decode_driving` decoded around as well
+    with target.open("r+b") as file:
+        file.truncate(2 * facts.native_samples)
+
+
+def to_driving(sound: npt.NDArray[np.int16], rate: int) -> npt.NDArray[np.float32]:
+    """Mono int16 at `rate` Hz as mono float32 at 16 kHz, ceil(len * 16000 / rate) samples, made from nothing else.
+
+    Raises MediaError.
+    """
+    if rate == RATE:
+        return sound.astype(np.float32) / np.float32(32768)
+    argv = to_argv(
+        ffmpeg.output(
+            raw_input(0, f="s16le", ar=rate, ac=1)["a:0"], "pipe:1", f="f32le", acodec="pcm_f32le", ac=1, ar=RATE
+        )
+    )
+    wanted = -(-len(sound) * RATE // rate)
+    with Child(argv, timeout_seconds=TIMEOUT_SECONDS, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        feeder = threading.Thread(target=_feed, args=(child, sound.astype("<i2").tobytes()), name="feeder")
+        feeder.start()
+        data = child.stdout.read()
+        feeder.join()
+        child.finish()
+    resampled = np.frombuffer(data[: len(data) - len(data) % 4], "<f4")[:wanted]
+    return np.pad(resampled, (0, wanted - len(resampled))).astype(np.float32)
+
+
+def _feed(child: Child, data: bytes) -> None:
+    with contextlib.suppress(OSError):  # a child that died early tells why by its code
+        child.stdin.write(data)
+    with contextlib.suppress(OSError):
+        child.stdin.close()
 
 
 def _decode(source: Path, staging: Path, timeout_seconds: float, memory_limit_bytes: int) -> AudioFacts:

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from farm.planning import PlannedSegment, frame_count, plan_segments
-from farm.states import Continuity
+from farm.media.pauses import Pause
+from farm.planning import PlannedSegment, choose_cuts, frame_count, plan_segments, stretches
 
 RATES = st.sampled_from([8000, 11_025, 16_000, 22_050, 24_000, 44_100, 48_000, 96_000])
 FPS = st.sampled_from([(24, 1), (25, 1), (30, 1), (50, 1), (30_000, 1001), (24_000, 1001), (20, 1)])
@@ -31,24 +31,18 @@ def test_a_film_of_one_sample_has_one_frame_and_of_a_whole_second_no_more_than_f
 
 
 @st.composite
-def plans(draw: st.DrawFn, continuity: st.SearchStrategy[Continuity]) -> tuple[dict[str, object], list[PlannedSegment]]:
+def plans(draw: st.DrawFn) -> tuple[dict[str, object], list[PlannedSegment]]:
     total = draw(FRAMES)
-    starts = draw(st.lists(st.integers(0, total), max_size=20))
     asked: dict[str, object] = {
         "chunk_frames": draw(CHUNKS),
         "fps": draw(FPS),
         "segment_seconds": draw(st.floats(0.1, 120)),
         "first_seconds": draw(st.floats(0.1, 120)),
-        "continuity": draw(continuity),
-        "pauses": [(start, start + draw(st.integers(1, 200))) for start in starts],
     }
     return asked | {"total": total}, plan_segments(total, **asked)  # type: ignore[arg-type]
 
 
-BOTH = st.sampled_from(Continuity)
-
-
-@given(plans(BOTH))
+@given(plans())
 def test_segments_tile_the_film(planned: tuple[dict[str, object], list[PlannedSegment]]) -> None:
     asked, plan = planned
     assert plan[0].first_frame == 0
@@ -57,7 +51,7 @@ def test_segments_tile_the_film(planned: tuple[dict[str, object], list[PlannedSe
     assert all(segment.frames > 0 for segment in plan)
 
 
-@given(plans(BOTH))
+@given(plans())
 def test_only_the_last_segment_may_hold_a_partial_chunk(
     planned: tuple[dict[str, object], list[PlannedSegment]],
 ) -> None:
@@ -66,27 +60,19 @@ def test_only_the_last_segment_may_hold_a_partial_chunk(
     assert all(segment.first_frame % asked["chunk_frames"] == 0 for segment in plan)  # type: ignore[operator]
 
 
-@given(plans(st.just(Continuity.CARRY)))
-def test_a_carry_film_is_a_chain(planned: tuple[dict[str, object], list[PlannedSegment]]) -> None:
+@given(plans())
+def test_the_segments_of_a_carry_film_are_a_chain(planned: tuple[dict[str, object], list[PlannedSegment]]) -> None:
     _, plan = planned
     assert [segment.needs_carry for segment in plan] == [False, *[True] * (len(plan) - 1)]
 
 
-@given(plans(st.just(Continuity.PARALLEL)))
-def test_parallel_segments_need_nothing_of_each_other(
-    planned: tuple[dict[str, object], list[PlannedSegment]],
-) -> None:
-    _, plan = planned
-    assert not any(segment.needs_carry for segment in plan)
-
-
-@given(plans(BOTH))
+@given(plans())
 def test_no_segment_is_much_longer_than_asked_for(planned: tuple[dict[str, object], list[PlannedSegment]]) -> None:
     asked, plan = planned
     chunk, (num, den) = asked["chunk_frames"], asked["fps"]  # type: ignore[misc]
     usual = max(1, round(asked["segment_seconds"] * num / den / chunk)) * chunk  # type: ignore[operator, has-type]
-    # A quarter for a cut that moved to a pause, a half for a rest that is not worth a segment of its own.
-    assert max(segment.frames for segment in plan) <= usual + usual // 4 + usual // 2 + chunk  # type: ignore[has-type, operator]
+    # A half for a rest that is not worth a segment of its own.
+    assert max(segment.frames for segment in plan) <= usual + usual // 2 + chunk  # type: ignore[has-type, operator]
 
 
 def plan(total: int, **changes: object) -> list[PlannedSegment]:
@@ -113,18 +99,103 @@ def test_a_first_segment_is_never_longer_than_the_others() -> None:
     assert plan(25 * 90, first_seconds=90.0)[0].frames == 750
 
 
-def test_parallel_cuts_move_to_the_nearest_pause_in_reach() -> None:
-    pauses = [(880, 940), (960, 1010), (1500, 1510)]
-    cuts = [s.first_frame for s in plan(25 * 90, continuity=Continuity.PARALLEL, pauses=pauses)]
-    assert cuts == [0, 150, 900, 1500]
-    cuts = [s.first_frame for s in plan(25 * 90, continuity=Continuity.PARALLEL, pauses=pauses[1:2])]
-    assert cuts == [0, 150, 975, 1725]
-
-
-def test_carry_cuts_do_not_care_for_pauses() -> None:
-    assert plan(25 * 90, pauses=[(960, 1010)]) == plan(25 * 90)
-
-
 def test_a_film_without_frames_is_refused() -> None:
     with pytest.raises(ValueError, match="at least one frame"):
         plan(0)
+
+
+# Parallel films: cuts that the sound decides
+
+
+USUAL = 3000
+
+
+@st.composite
+def recordings(draw: st.DrawFn, most: int = 60) -> tuple[list[Pause], int]:
+    """Pauses of a recording, and its length: at most one in 150 samples, as `find_pauses` finds them."""
+    gaps = draw(st.lists(st.integers(150, 5000), max_size=most))
+    # Few lengths and marks, so that equal pauses are frequent.
+    pauses, at = [], 0
+    for gap in gaps:
+        at += gap
+        pauses.append(Pause(draw(st.integers(1, 9)), draw(st.integers(0, 3)), at))
+    return pauses, at + draw(st.integers(150, 5000))
+
+
+def moved(pauses: list[Pause], by: int) -> list[Pause]:
+    return [Pause(pause.length, pause.mark, pause.at + by) for pause in pauses]
+
+
+@given(recordings())
+def test_stretches_between_cuts_are_neither_too_short_nor_too_long(recording: tuple[list[Pause], int]) -> None:
+    pauses, total = recording
+    cuts = choose_cuts(pauses, total, USUAL)
+    lengths = [stop - start for start, stop in pairwise([0, *cuts, total])]
+    assert all(length > 0 for length in lengths)
+    assert not cuts or min(lengths) >= USUAL // 4
+    assert max(lengths) <= 2 * USUAL
+
+
+@given(recordings())
+def test_cuts_lie_at_pauses_where_there_are_any(recording: tuple[list[Pause], int]) -> None:
+    pauses, total = recording
+    places = {pause.at for pause in pauses}
+    known = [0, *choose_cuts(pauses, total, USUAL), total]
+    for before, cut in pairwise(known[:-1]):
+        assert cut in places or cut - before == USUAL
+
+
+@given(recordings(), recordings(10), st.data())
+def test_an_insertion_moves_the_cuts_behind_it_and_changes_only_those_beside_it(
+    recording: tuple[list[Pause], int], inserted: tuple[list[Pause], int], data: st.DataObject
+) -> None:
+    pauses, total = recording
+    where = data.draw(st.integers(0, total))
+    new, by = inserted
+    early, late = [p for p in pauses if p.at < where], [p for p in pauses if p.at >= where]
+    after = choose_cuts([*early, *moved(new, where), *moved(late, by)], total + by, USUAL)
+    before = choose_cuts(pauses, total, USUAL)
+
+    reach = USUAL // 2
+    # A cut that the pauses around it decide, far enough from the edit and the film's ends, is one in both.
+    anchors = [c for c in before if c > where + reach and _is_the_best_around(c, pauses, total)]
+    if anchors:
+        kept = [c for c in before if c >= anchors[0]]
+        assert [c - by for c in after if c - by >= anchors[0]] == kept
+    anchors = [c for c in before if c < where - reach and _is_the_best_around(c, pauses, total)]
+    if anchors:
+        assert [c for c in after if c <= anchors[-1]] == [c for c in before if c <= anchors[-1]]
+
+
+def _is_the_best_around(cut: int, pauses: list[Pause], total: int) -> bool:
+    reach = USUAL // 2
+    near = [p for p in pauses if abs(p.at - cut) <= reach and reach // 2 <= p.at <= total - reach // 2]
+    mine = next((p for p in near if p.at == cut), None)
+    return mine is not None and max(near) == mine
+
+
+@given(st.lists(st.integers(8_000, 900_000), max_size=30), st.integers(8_000, 900_000), RATES, FPS)
+def test_parallel_stretches_tile_the_film_within_half_a_frame_of_the_sound(
+    lengths: list[int], last: int, rate: int, fps: tuple[int, int]
+) -> None:
+    cuts = [sum(lengths[: n + 1]) for n in range(len(lengths))]
+    total = sum(lengths) + last
+    found = stretches(cuts, total, rate, fps)
+    assert [one.first_frame + one.frames for one in found] == [
+        *(o.first_frame for o in found[1:]),
+        found[-1].first_frame + found[-1].frames,
+    ]
+    assert found[0].first_frame == 0 and found[-1].first_frame + found[-1].frames == frame_count(total, rate, fps)
+    for one in found:
+        apart = Fraction(one.first_frame) / Fraction(*fps) - Fraction(one.start, rate)
+        assert abs(apart * Fraction(*fps)) <= Fraction(1, 2)
+        assert one.rendered - one.frames in (0, 1)
+
+
+@given(st.integers(8_000, 900_000), st.integers(8_000, 900_000), st.integers(8_000, 900_000), RATES, FPS)
+def test_what_is_rendered_of_a_stretch_does_not_depend_on_where_it_stands(
+    before: int, length: int, other: int, rate: int, fps: tuple[int, int]
+) -> None:
+    here = stretches([before, before + length], before + length + 9_000, rate, fps)[1]
+    there = stretches([other, other + length], other + length + 9_000, rate, fps)[1]
+    assert here.rendered == there.rendered

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 from farm.ledger import read
 from farm.states import JobState
 
@@ -32,4 +34,4 @@ def test_case_20_jobs_submitted_at_once_are_rendered_one_after_the_other(farm: S
         (a.started_at, a.ended_at or 0.0) for job in jobs for a in read.attempts(farm.ledger, job) if a.worker != "test"
     )
     assert len(tried) >= 4
-    assert all(ended <= begins for (_, ended), (begins, _) in zip(tried, tried[1:], strict=False))
+    assert all(ended <= begins for (_, ended), (begins, _) in itertools.pairwise(tried))

@@ -79,6 +79,7 @@ class FilmRequest:
     # reads no sound later than lookahead_samples after its last frame, since there is none yet.
     live_frames: int = 0
     save_memory: bool = False  # the attempt before ran out of memory: use less of it, at any speed
+    joined: bool = False  # one segment of a parallel film: it begins and ends at rest, where others are joined to it
 
 
 class Session(Protocol):
@@ -115,7 +116,8 @@ class Engine(Protocol):
         """Start at `first_frame`, a multiple of chunk_frames.
 
         With `carry` the film goes on exactly where that carry was taken; without it at first_frame > 0 the segment
-        starts afresh from the portrait (parallel continuity).  Raises InputError, and EngineError when the carry was
-        made by another version of the engine.
+        starts afresh from the portrait.  A segment of a parallel film is given as a film of its own, from frame 0 and
+        with `film.joined`, so that its frames depend on its own sound and not on where it stands.  Raises InputError,
+        and EngineError when the carry was made by another version of the engine.
         """
         ...

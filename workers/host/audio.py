@@ -26,14 +26,20 @@ class DrivingFile:
     grow with the film.
     """
 
-    def __init__(self, path: Path) -> None:
-        """Open `path`.  Raises OSError when it cannot be read, ValueError when it is empty or cut inside a sample."""
+    def __init__(self, path: Path, window: tuple[int, int] | None = None) -> None:
+        """Open `path`, or its samples [start, stop) as if there were no others.
+
+        Raises OSError when it cannot be read, ValueError when it is empty, cut inside a sample or shorter than that.
+        """
         self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         weakref.finalize(self, os.close, self._descriptor)
         size = os.fstat(self._descriptor).st_size
         if not size or size % _SAMPLE_BYTES:
             raise ValueError(f"{path} holds {size} bytes, which is no number of samples")
-        self._samples = size // _SAMPLE_BYTES
+        start, stop = window or (0, size // _SAMPLE_BYTES)
+        if not 0 <= start < stop <= size // _SAMPLE_BYTES:
+            raise ValueError(f"{path} has {size // _SAMPLE_BYTES} samples, not [{start}, {stop})")
+        self._start, self._samples = start, stop - start
 
     def __len__(self) -> int:
         return self._samples
@@ -43,7 +49,8 @@ class DrivingFile:
         sound = np.zeros(max(0, stop - start), np.float32)
         first, last = max(start, 0), min(stop, self._samples)
         if first < last:
-            data = os.pread(self._descriptor, (last - first) * _SAMPLE_BYTES, first * _SAMPLE_BYTES)
+            offset = (self._start + first) * _SAMPLE_BYTES
+            data = os.pread(self._descriptor, (last - first) * _SAMPLE_BYTES, offset)
             heard = np.frombuffer(data, "<f4")
             sound[first - start : first - start + len(heard)] = heard
         return sound

@@ -176,7 +176,8 @@ class Child:
         film, todo = message["film"], int(message["frames"])
         writer = FrameWriter(fds[0])
         try:
-            request = _request(film, DrivingFile(Path(film["audio"])))
+            window = film.get("window")
+            request = _request(film, DrivingFile(Path(film["audio"]), tuple(window) if window else None))
             session = self.engine.begin(request, int(message["first_frame"]), carry if message["carry"] else None)
             done = 0
             device_seconds = 0.0
@@ -259,6 +260,7 @@ def _request(film: dict[str, Any], audio: DrivingAudio) -> FilmRequest:
         facts=film["facts"],
         live_frames=film.get("live_frames", 0),
         save_memory=film.get("save_memory", False),
+        joined=film.get("joined", False),
     )
 
 

@@ -29,7 +29,7 @@ from workers.engines.preview.settings import PreviewSettings, read_settings
 from workers.engines.preview.shaping import Pixels
 
 ENGINE_ID = "preview"
-RENDERER_VERSION = 2  # raised whenever the same film would get other pixels
+RENDERER_VERSION = 3  # raised whenever the same film would get other pixels
 ACCEPTED_FPS = (24, 25, 30, 50)
 DEFAULT_FPS = 25
 SIDES = (256, 1920)
@@ -108,7 +108,9 @@ class PreviewEngine:
             raise OutOfMemory(f"not enough memory for a picture of {film.width}x{film.height}") from None
         except cv2.error as error:
             raise EngineError(f"the portrait could not be read: {error.err}") from error
-        motion = Motion(SpeechCurves(network, film.audio, gain), film.seed, film.fps, settings, speech_range)
+        rest_after = film.total_frames if film.joined else None
+        curves = SpeechCurves(network, film.audio, gain)
+        motion = Motion(curves, film.seed, film.fps, settings, speech_range, rest_after)
         return PreviewSession(renderer, motion, film, first_frame, tag, self._pool)
 
     def _loaded(self) -> tuple[FaceReader, SpeechNetwork]:
@@ -189,6 +191,8 @@ def _digest(film: FilmRequest, gain: float, speech_range: SpeechRange) -> str:
     settings = dict(sorted(film.settings.items()))
     parts = [film.width, film.height, list(film.fps), film.seed, film.total_frames, settings, gain]
     parts.append(dataclasses.asdict(speech_range))
+    if film.joined:
+        parts.append("joined")
     return hashlib.blake2b(json.dumps(parts).encode(), digest_size=8).hexdigest()
 
 

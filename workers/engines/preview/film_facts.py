@@ -6,7 +6,8 @@ here let the renderer open every mouth to a natural width, whoever speaks.  Only
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -51,8 +52,12 @@ def measure(audio: DrivingAudio, network: SpeechNetwork | None = None) -> dict[s
     of an ordinary voice.
     """
     facts = loudness.measure(audio)
+    return {**facts, "speech_range": _range_of(audio, network or SpeechNetwork(), facts["speech_gain"])}
+
+
+def _range_of(audio: DrivingAudio, network: SpeechNetwork, gain: float) -> dict[str, float]:
     seconds = len(audio) // DRIVING_RATE
-    speech = SpeechCurves(network or SpeechNetwork(), audio, facts["speech_gain"])
+    speech = SpeechCurves(network, audio, gain)
     looked_at = np.unique(np.linspace(0, max(0, seconds - 1), min(max(1, seconds), _MOST_SECONDS)).astype(int))
     kept = []
     for second in looked_at.tolist():
@@ -62,7 +67,29 @@ def measure(audio: DrivingAudio, network: SpeechNetwork | None = None) -> dict[s
         if heard.any():
             smooth = [np.convolve(curves[:, c] / UNIT, _SMOOTH, "valid") for c in _MEASURED]
             kept.append(np.stack(smooth, axis=1)[heard])
-    return {**facts, "speech_range": asdict(_ranges(np.concatenate(kept) if kept else np.empty((0, len(_MEASURED)))))}
+    return asdict(_ranges(np.concatenate(kept) if kept else np.empty((0, len(_MEASURED)))))
+
+
+def measure_parts(whole: DrivingAudio, parts: Sequence[DrivingAudio]) -> list[dict[str, Any]]:
+    """`measure` for each part of a film that is rendered in parts, from that part's own sound.
+
+    An edit elsewhere in the film must not change a part, so the film's own level only bounds a part's gain: a part in
+    which nobody speaks is not amplified to the level of speech.  The bounds lie 9 dB around the film's gain rounded to
+    6 dB, so no part of usual loudness meets them, and they rarely move.
+    """
+    network = SpeechNetwork()
+    usual = round(_decibels(loudness.measure(whole)["speech_gain"]) / 6.0) * 6.0
+    found = []
+    for part in parts:
+        gain = _decibels(loudness.measure(part)["speech_gain"])
+        bounded = min(max(gain, usual - 9.0), usual + 9.0)
+        facts = {"speech_gain": float(f"{10.0 ** (bounded / 20.0):.6g}")}
+        found.append({**facts, "speech_range": _range_of(part, network, facts["speech_gain"])})
+    return found
+
+
+def _decibels(factor: float) -> float:
+    return 20.0 * math.log10(factor)
 
 
 def _ranges(values: np.ndarray[Any, np.dtype[np.float64]]) -> SpeechRange:

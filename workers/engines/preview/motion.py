@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -82,6 +82,14 @@ class Pose:
     gaze_y: float
 
 
+# Where segments of a parallel film are joined: the head returns to its middle over the first time, mouth and lids over
+# the second.  The last frames are at rest, because the film may leave out the very last one.
+_RETURN_SECONDS = 0.9
+_CLOSE_SECONDS = 0.16
+_REST_FRAMES = 2
+_HEAD = ("brow", "yaw", "pitch", "roll", "shift_x", "shift_y", "breath", "gaze_x", "gaze_y")
+_FACE = ("open", "wide", "round", "close", "tuck", "teeth", "tongue", "talk", "level", "blink")
+
 STILL = Pose(0, 0.25, 0.1, 0.15, 0, 0, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)  # the portrait itself, at rest
 
 
@@ -95,7 +103,10 @@ class Motion:
         fps: tuple[int, int],
         settings: PreviewSettings,
         speech_range: SpeechRange | None = None,
+        rest_after: int | None = None,
     ) -> None:
+        """With `rest_after` the film begins and, after so many frames, ends at rest."""
+        self._rest_after = rest_after
         self._curves = curves
         self._range = speech_range or SpeechRange()
         self._seed = seed
@@ -136,9 +147,25 @@ class Motion:
 
         for k in range(count):
             seconds = (first + k) * denominator / numerator
-            yield self._pose(
+            pose = self._pose(
                 seconds, {c: mouth[c][k] for c in mouth}, levels[k], nods[k], brows[k], rests[k], phrases[k]
             )
+            yield pose if self._rest_after is None else self._near_rest(pose, first + k, self._rest_after)
+
+    def _near_rest(self, pose: Pose, frame: int, frames: int) -> Pose:
+        """`pose`, drawn towards the portrait with shut lips where the film's ends are near."""
+        second = self._fps[1] / self._fps[0]
+        since, until = frame * second, max(0, frames - _REST_FRAMES - frame) * second
+        near = min(since, until)
+        head, face = ease(0.0, _RETURN_SECONDS, near), ease(0.0, _CLOSE_SECONDS, near)
+        values = {}
+        for names, share in ((_HEAD, head), (_FACE, face)):
+            for name in names:
+                at_rest = getattr(STILL, name)
+                values[name] = _on_grid(at_rest + share * (getattr(pose, name) - at_rest))
+        # Lips that were just shut part again as after speech, however long the silence before was.
+        values["rest_seconds"] = min(pose.rest_seconds, since) * ease(0.0, 2 * _CLOSE_SECONDS, until)
+        return replace(pose, **values)
 
     def _pose(
         self,
