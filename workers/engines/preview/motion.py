@@ -157,6 +157,8 @@ class Motion:
         second = self._fps[1] / self._fps[0]
         since, until = frame * second, max(0, frames - _REST_FRAMES - frame) * second
         near = min(since, until)
+        if near >= _RETURN_SECONDS and since >= pose.rest_seconds:
+            return pose
         head, face = ease(0.0, _RETURN_SECONDS, near), ease(0.0, _CLOSE_SECONDS, near)
         values = {}
         for names, share in ((_HEAD, head), (_FACE, face)):
