@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
@@ -21,6 +22,7 @@ class Part:
     frames: int  # rendered; the film takes the first of them
     seed: int
     facts: Mapping[str, Any] = field(default_factory=dict)  # measured over this part's sound
+    sound: str = ""  # hash of the recording's own samples that it was made from
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -132,6 +134,11 @@ def _divide(inside: Sequence[Place], start: int, stop: int, reach: int) -> list[
     left = [p for p in inside if p.at <= best.at - reach // 2]
     right = [p for p in inside if p.at >= best.at + reach // 2]
     return [*_divide(left, start, best.at, reach), best.at, *_divide(right, best.at, stop, reach)]
+
+
+def digest_of(samples: Any, rate: int) -> str:
+    """Hash of a stretch of a recording: `samples` are mono int16 little endian at `rate` Hz."""
+    return hashlib.sha256(f"{rate}:".encode() + samples.tobytes()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from farm import uploads
 from farm.artifacts import is_staging_name
 from farm.config import Settings
 from farm.ledger import Ledger, read
-from farm.ledger.retention import forget_artifacts, open_job_ids, upload_uses, working_artifacts
+from farm.ledger.retention import WorkingArtifact, forget_artifacts, open_job_ids, upload_uses, working_artifacts
 from farm.uploads import Kept
 
 STAGING_HOURS = 24.0  # longer than any attempt lives without renewing its lease
@@ -33,28 +34,44 @@ def find_garbage(
     """Files that no job needs, oldest first.
 
     Of finished jobs: segments, thumbnails, the decoded sound and the normalised portrait, once the job ended
-    `older_than_days` ago; or with `keep_gb` the oldest of them until the rest fits.  A failed or cancelled job keeps
-    its files that long too, because a retry goes on from them.
+    `older_than_days` ago, and the oldest beyond the setting segments.keep_gb; or with `keep_gb` only the oldest until
+    the rest fits.  A failed or cancelled job keeps its files that long too, because a retry goes on from them.  A
+    segment that was used again by a later film belongs to that film as well, and stays as long as that one's.
 
     Uploads are kept while an open job names them and `older_than_days` from when they were last sent or their last job
     ended; `keep_gb` does not count them.
     """
     now = ledger.now()
     candidates = working_artifacts(ledger)
+    found: list[Garbage] = []
     if keep_gb is None:
-        chosen = [c for c in candidates if c.ended_at < now - older_than_days * 86400.0]
         why = f"its job ended more than {older_than_days:g} days ago"
-    else:
-        excess = sum(c.size_bytes for c in candidates) - keep_gb * 1e9
-        chosen = []
-        for candidate in candidates:
-            if excess <= 0:
-                break
-            chosen.append(candidate)
-            excess -= candidate.size_bytes
-        why = f"to keep at most {keep_gb:g} GB"
-    found = [Garbage(c.path, c.size_bytes, why, c.artifact_id) for c in chosen]
+        found = [_garbage(c, why) for c in candidates if c.ended_at < now - older_than_days * 86400.0]
+        candidates, keep_gb = candidates[len(found) :], settings.segments.keep_gb
+    found += [_garbage(c, f"to keep at most {keep_gb:g} GB") for c in _beyond(candidates, keep_gb * 1e9)]
     return found + _orphans(ledger, settings) + _uploads(ledger, settings, older_than_days)
+
+
+def _garbage(item: WorkingArtifact, why: str) -> Garbage:
+    return Garbage(item.path, item.size_bytes, why, item.artifact_id)
+
+
+def _beyond(candidates: Sequence[WorkingArtifact], limit_bytes: float) -> list[WorkingArtifact]:
+    """The oldest files, until the rest fits.
+
+    A content that several jobs link to takes its room once, and gives it back when the last of them goes.
+    """
+    holders = Counter(item.sha256 for item in candidates)
+    excess = sum({item.sha256: item.size_bytes for item in candidates}.values()) - limit_bytes
+    chosen: list[WorkingArtifact] = []
+    for item in candidates:
+        if excess <= 0:
+            break
+        chosen.append(item)
+        holders[item.sha256] -= 1
+        if not holders[item.sha256]:
+            excess -= item.size_bytes
+    return chosen
 
 
 def _orphans(ledger: Ledger, settings: Settings) -> list[Garbage]:

@@ -26,6 +26,7 @@ from farm.batch import COLUMNS, BadRows, Row, RowProblem
 from farm.config import Settings
 from farm.doorbell import Doorbell
 from farm.errors import InputError
+from farm.forecast import Forecast, forecast
 from farm.ledger import Ledger
 from farm.ledger.crew import take_owed_doorbells
 from farm.ledger.files import KnownFile, known_files, remember_files
@@ -50,6 +51,7 @@ class Submission:
     rang: bool  # False: Redis did not answer; idle workers find the work by themselves
     new_rows: int  # rows that became jobs, or would have in a dry run
     would_be: tuple[JobRequest, ...] = ()  # in a dry run, those that would
+    forecasts: tuple[Forecast, ...] = ()  # of those of which something was rendered before
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,11 +79,13 @@ def submit(
     dry_run: bool = False,
     doorbell: Doorbell | None = None,
     on_progress: Callable[[int, int], None] | None = None,
+    look_ahead: bool = False,
 ) -> Submission:
     """Turn rows into jobs.
 
     `base` is what relative paths start from, `defaults` are cells for rows that lack them, `again` makes new jobs of
-    known rows, `overwrite` lets films replace files that the farm did not make.  Raises BadRows listing every bad row,
+    known rows, `overwrite` lets films replace files that the farm did not make.  `look_ahead` listens to the sound of
+    parallel films to tell what of them is known already.  Raises BadRows listing every bad row,
     unless `skip_bad`.
     """
     user = owner or _user()
@@ -102,17 +106,21 @@ def submit(
     problems = sorted([*problems, *taken], key=lambda p: p.row)
     if problems and (not skip_bad or not requests):
         raise BadRows(problems, source)
-    if dry_run:
+    foreseen: tuple[Forecast, ...] = ()
+    if dry_run or look_ahead:
         known = known_jobs(ledger, [r.key for r in requests])
-        ids = tuple(known[r.key] for r in requests if r.key in known)
         new = tuple(r for r in requests if r.key not in known)
-        return Submission(Intake(None, (), ids), tuple(problems), True, len(new), new)
+        if look_ahead:
+            foreseen = tuple(forecast(ledger, new, settings.segments.seconds))
+        if dry_run:
+            ids = tuple(known[r.key] for r in requests if r.key in known)
+            return Submission(Intake(None, (), ids), tuple(problems), True, len(new), new, foreseen)
     intake = take_in(ledger, requests, name=name or Path(source).stem, source=source, owner=user)
     rang = True
     if intake.new_job_ids:
         bell = doorbell or Doorbell(settings)
         rang = bell.ring(take_owed_doorbells(ledger))
-    return Submission(intake, tuple(problems), rang, len(intake.new_job_ids))
+    return Submission(intake, tuple(problems), rang, len(intake.new_job_ids), forecasts=foreseen)
 
 
 def _user() -> str:

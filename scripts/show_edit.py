@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 import random
+import signal
 import subprocess
 import sys
 import tempfile
@@ -44,8 +45,10 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--size", default="256x256")
     parser.add_argument("--films", type=Path, default=Path("films/demo-edit"))
+    parser.add_argument("--home", type=Path, help="keep the farm there; the same words go on where a stop came between")
     parser.add_argument("--check", action="store_true", help="render the edited film anew, too, and compare its frames")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the farm must not outlive us
     options.films.mkdir(parents=True, exist_ok=True)
     before, after = narrations(options.minutes)
     write(options.films / "before.wav", before)
@@ -55,7 +58,7 @@ def main() -> None:
         f" and what follows moves by {(len(after) - len(before)) / RATE:+.3f} s"
     )
     with tempfile.TemporaryDirectory(prefix="farm-edit-") as scratch:
-        with farm_up(Path(scratch) / "home") as (settings, ledger):
+        with farm_up((options.home or Path(scratch) / "home").absolute()) as (settings, ledger):
             for name in ("before", "after", "after again, renamed"):
                 show(settings, ledger, options, name)
             broken = audit(ledger, settings, check_files=True)
@@ -77,13 +80,24 @@ def show(settings: Settings, ledger: Ledger, options: argparse.Namespace, name: 
         "continuity": "parallel",
         "name": film or name,
     }
-    began = time.monotonic()
+    began = time.time()
     done = submit(
-        ledger, settings, rows_from([row]), base=ROOT, source="demo_edit", output_dir=options.films, overwrite=True
+        ledger,
+        settings,
+        rows_from([row]),
+        base=ROOT,
+        source="demo_edit",
+        output_dir=options.films.absolute(),
+        overwrite=True,
+        look_ahead=True,
     )
-    (job_id,) = done.intake.new_job_ids
+    for line in done.forecasts:
+        print(f"  submit says: {line}", flush=True)
+    (job_id,) = done.intake.job_ids
     wait_for(ledger, job_id)
-    seconds = time.monotonic() - began
+    seconds = (read.job(ledger, job_id).finished_at or 0.0) - (
+        began if done.intake.new_job_ids else _start(ledger, job_id)
+    )
     numbers = {s.id: s for s in read.segments(ledger, job_id) if s.kind is SegmentKind.RENDER}
     tried = [a for a in read.attempts(ledger, job_id) if a.segment_id in numbers]
     rendered = [a for a in tried if a.device != moves.REUSED]
@@ -93,6 +107,10 @@ def show(settings: Settings, ledger: Ledger, options: argparse.Namespace, name: 
         f" {sum(a.device_seconds for a in rendered):.1f} s of the engine",
         flush=True,
     )
+
+
+def _start(ledger: Ledger, job_id: int) -> float:
+    return read.job(ledger, job_id).created_at
 
 
 def narrations(minutes: float) -> tuple[Samples, Samples]:

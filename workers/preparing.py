@@ -23,7 +23,7 @@ from farm.media.decode import AudioFacts, decode_driving, decode_native, to_driv
 from farm.media.pauses import find_pauses
 from farm.media.profile import default_profile
 from farm.models import ModelSpec, load_model
-from farm.planning import Part, PlannedSegment, Stretch, choose_cuts, frame_count, plan_segments, stretches
+from farm.planning import Part, PlannedSegment, Stretch, choose_cuts, digest_of, frame_count, plan_segments, stretches
 from farm.reuse import key_of
 from farm.states import ArtifactKind, Continuity
 from workers.host.audio import DrivingFile
@@ -113,13 +113,13 @@ def _plan_parts(made: _Making, seconds: float) -> _Planned:
     native = staging_name(made.folder.file("native.s16", made.token), made.token)
     try:
         with _decoded(made) as (sound, staged):
-            decode_native(Path(job.audio), native, sound)
+            decode_native(Path(job.audio), native, rate=sound.native_rate, samples=sound.native_samples)
             heard = np.memmap(native, dtype="<i2", mode="r")
             rate = sound.native_rate
             cuts = choose_cuts(find_pauses(heard, rate), len(heard), round(seconds * rate))
             parts = stretches(cuts, len(heard), rate, job.fps)
             lengths = _write_driving(heard, rate, parts, staged)
-            digests = [hashlib.sha256(heard[part.start : part.stop].tobytes()).hexdigest() for part in parts]
+            digests = [digest_of(heard[part.start : part.stop], rate) for part in parts]
             driving = _seal_driving(made, staged)
     finally:
         native.unlink(missing_ok=True)
@@ -133,9 +133,9 @@ def _plan_parts(made: _Making, seconds: float) -> _Planned:
     for part, (begin, end), own, digest in zip(parts, windows, facts, digests, strict=True):
         # With the film's own seed every segment would nod and blink alike, counted from its beginning.
         seed = int(hashlib.sha256(f"{job.seed}{digest}".encode()).hexdigest()[:7], 16)
-        rendered = Part(begin, end - begin, part.rendered, seed, own)
+        rendered = Part(begin, end - begin, part.rendered, seed, own, digest)
         item = PlannedSegment(part.first_frame, part.frames, needs_carry=False, part=rendered)
-        plan.append(_keyed(made, item, sound=[rate, digest], frames=part.rendered, seed=seed, facts=own))
+        plan.append(_keyed(made, item, sound=digest, frames=part.rendered, seed=seed, facts=own))
     return sound, driving, {}, plan
 
 

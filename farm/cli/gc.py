@@ -18,8 +18,10 @@ from farm.retention import Garbage, find_garbage, remove
 def gc(farm: Farm, days: float, keep_gb: float | None, dry_run: bool, as_json: bool) -> None:
     """Delete working files of jobs that ended: segments, decoded audio, forgotten staging files; and old uploads.
 
-    Films, posters, contact sheets and reports are never deleted, nor anything that a job still needs.  An upload goes
-    when no open job names it, and it was sent, and its last job ended, longer ago than --older-than.
+    Segments are what new films of an edited recording use again, so the setting segments.keep_gb says how much of them
+    may stay; beyond it the oldest are deleted, whatever their age.  Films, posters, contact sheets and reports are
+    never deleted, nor anything that a job still needs.  An upload goes when no open job names it, and it was sent, and
+    its last job ended, longer ago than --older-than.
 
     \b
     Example:

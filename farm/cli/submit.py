@@ -87,9 +87,13 @@ def submit(
             overwrite=overwrite,
             dry_run=dry_run,
             on_progress=lambda seen, of: bar.update(task, completed=seen, total=of),
+            look_ahead=True,
         )
     for problem in done.problems:
         click.echo(f"{batch}:{problem.row}: skipped: {problem.sentence}", err=True)
+    if not as_json:
+        for line in done.forecasts:
+            click.echo(str(line))
     if dry_run:
         click.echo(f"{len(done.intake.known_job_ids)} rows are jobs already, {done.new_rows} would be new.")
         return
@@ -129,6 +133,16 @@ def _echo_submission(done: Submission) -> None:
             "known": list(done.intake.known_job_ids),
             "skipped": [{"row": p.row, "reason": p.sentence} for p in done.problems],
             "rang": done.rang,
+            "forecasts": [
+                {
+                    "name": f.request.name,
+                    "reused": f.reused,
+                    "rendered": f.rendered,
+                    "rendered_seconds": f.rendered_seconds,
+                    "takes_seconds": f.takes_seconds,
+                }
+                for f in done.forecasts
+            ],
         }
     )
 

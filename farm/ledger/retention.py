@@ -21,6 +21,7 @@ class WorkingArtifact:
     artifact_id: int
     path: str
     size_bytes: int
+    sha256: str
     ended_at: float  # when its job ended
 
 
@@ -28,12 +29,12 @@ def working_artifacts(ledger: Ledger) -> list[WorkingArtifact]:
     """Working files of jobs that ended, those of the job that ended first in front."""
     with ledger.read() as session:
         rows = session.execute(
-            select(ArtifactRow.id, ArtifactRow.path, ArtifactRow.size_bytes, JobRow.finished_at)
+            select(ArtifactRow.id, ArtifactRow.path, ArtifactRow.size_bytes, ArtifactRow.sha256, JobRow.finished_at)
             .join(JobRow, JobRow.id == ArtifactRow.job_id)
             .where(ArtifactRow.kind.in_(WORKING_KINDS), JobRow.state.in_(list(FINISHED)))
             .order_by(JobRow.finished_at, ArtifactRow.id)
         ).all()
-    return [WorkingArtifact(key, path, size, ended or 0.0) for key, path, size, ended in rows]
+    return [WorkingArtifact(key, path, size, sha256, ended or 0.0) for key, path, size, sha256, ended in rows]
 
 
 def open_job_ids(ledger: Ledger) -> list[int]:

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import select
+from sqlalchemy import exists, select
 
 from farm.ledger.read import artifact_value
 from farm.ledger.store import Ledger
-from farm.ledger.tables import ArtifactRow, JobRow, SegmentRow
-from farm.ledger.values import Artifact
-from farm.states import ArtifactKind, SegmentKind, SegmentState
+from farm.ledger.tables import ArtifactRow, AttemptRow, JobRow, SegmentRow
+from farm.ledger.values import Artifact, JobRequest
+from farm.states import ArtifactKind, Event, SegmentKind, SegmentState
 
 _KEYS_PER_QUERY = 500
+_LATELY = 50  # attempts
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +27,62 @@ class KnownSegment:
     engine_version: str
     file: Artifact
     carry: bytes | None
+
+
+def known_sounds(ledger: Ledger, request: JobRequest) -> set[str]:
+    """Hashes of the stretches of sound for which segments like this request's are published.
+
+    "Like" means what a submission knows: portrait, model, settings, seed and size.  What `prepare` measures may still
+    tell them apart, so this serves for a forecast.
+    """
+    with ledger.read() as session:
+        jobs = session.execute(
+            select(JobRow.id, JobRow.settings).where(
+                JobRow.portrait_sha256 == request.portrait_sha256,
+                JobRow.model == request.model,
+                JobRow.preset == request.preset,
+                JobRow.prompt == request.prompt,
+                JobRow.seed == request.seed,
+                JobRow.width == request.width,
+                JobRow.height == request.height,
+                JobRow.fps_num == request.fps[0],
+                JobRow.fps_den == request.fps[1],
+                JobRow.continuity == request.continuity,
+                JobRow.engine_version.is_not(None),
+            )
+        )
+        alike = [job_id for job_id, settings in jobs if settings == dict(request.settings)]
+        found: set[str] = set()
+        for start in range(0, len(alike), _KEYS_PER_QUERY):
+            file = exists().where(
+                ArtifactRow.job_id == SegmentRow.job_id,
+                ArtifactRow.kind == ArtifactKind.SEGMENT,
+                ArtifactRow.segment_number == SegmentRow.number,
+            )
+            parts = session.scalars(
+                select(SegmentRow.part).where(
+                    SegmentRow.job_id.in_(alike[start : start + _KEYS_PER_QUERY]),
+                    SegmentRow.kind == SegmentKind.RENDER,
+                    SegmentRow.state == SegmentState.SUCCEEDED,
+                    file,
+                )
+            )
+            found.update(part["sound"] for part in parts if part and part.get("sound"))
+    return found
+
+
+def pace(ledger: Ledger, model: str) -> float | None:
+    """Frames that one worker lately rendered of this model in a second; None if it never did."""
+    with ledger.read() as session:
+        rows = session.execute(
+            select(AttemptRow.frames, AttemptRow.ended_at - AttemptRow.started_at)
+            .join(JobRow, JobRow.id == AttemptRow.job_id)
+            .where(JobRow.model == model, AttemptRow.outcome == Event.SUCCEED.value, AttemptRow.frames > 0)
+            .order_by(AttemptRow.id.desc())
+            .limit(_LATELY)
+        ).all()
+    seconds = sum(took for _, took in rows)
+    return sum(frames for frames, _ in rows) / seconds if seconds else None
 
 
 def known_segments(ledger: Ledger, keys: Sequence[str]) -> list[KnownSegment]:

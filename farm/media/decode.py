@@ -93,20 +93,23 @@ def native_sound(source: Path) -> Any:
     return untrusted_input(source)["a:0"]
 
 
-def decode_native(source: Path, target: Path, facts: AudioFacts, *, timeout_seconds: float = TIMEOUT_SECONDS) -> None:
-    """Write the sound of `source` to `target` as mono int16 at its own rate, raw, with facts.native_samples samples.
+def decode_native(
+    source: Path, target: Path, *, rate: int, samples: int | None = None, timeout_seconds: float = TIMEOUT_SECONDS
+) -> None:
+    """Write the sound of `source` to `target` as mono int16 at its own `rate`, raw, cut or filled up to `samples`.
 
     Sample n of it is made from sample n of the recording and from no other, which a change of the rate would not leave
     so.  Raises MediaError, NotEnoughRoom.
     """
-    output = {"f": "s16le", "acodec": "pcm_s16le", "ac": 1, "ar": facts.native_rate}
+    output = {"f": "s16le", "acodec": "pcm_s16le", "ac": 1, "ar": rate}
     argv = to_argv(ffmpeg.output(native_sound(source), locate(target), **output))
     with Child(argv, timeout_seconds=timeout_seconds, memory_limit_bytes=MEMORY_LIMIT_BYTES) as child:
         code = child.wait()
         if child.timed_out or code < 0 or DISK_FULL in child.stderr or not target.exists():
             raise child.failure()  # another code is damage, which `decode_driving` decoded around as well
-    with target.open("r+b") as file:
-        file.truncate(2 * facts.native_samples)
+    if samples is not None:
+        with target.open("r+b") as file:
+            file.truncate(2 * samples)
 
 
 def to_driving(sound: npt.NDArray[np.int16], rate: int) -> npt.NDArray[np.float32]:

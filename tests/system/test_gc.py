@@ -68,11 +68,11 @@ def submit(ledger: Ledger, name: str, portrait: str = "/p.png") -> int:
     return take_in(ledger, [request], name="b", source="b", owner="me").new_job_ids[0]
 
 
-def artifact(settings: Settings, lease: Lease, kind: ArtifactKind, size: int = 1000) -> NewArtifact:
+def artifact(settings: Settings, lease: Lease, kind: ArtifactKind, size: int = 1000, text: str = "") -> NewArtifact:
     folder = JobFolder(settings.artifacts_dir, lease.job.id).make()
     final = folder.file(f"{kind}{lease.segment.number}.bin", lease.token)
     staged = staging_name(final, lease.token)
-    staged.write_bytes(b"x" * size)
+    staged.write_bytes((text or f"{lease.job.id} {kind} ").encode().ljust(size, b"x"))
     return seal(staged, final, kind)
 
 
@@ -82,16 +82,18 @@ def take(ledger: Ledger, queue: str) -> Lease:
     return lease
 
 
-def render_one_of_two(ledger: Ledger, settings: Settings, name: str) -> tuple[int, Lease]:
+def render_one_of_two(ledger: Ledger, settings: Settings, name: str, text: str = "") -> tuple[int, Lease]:
     """A job with its first segment published and its second under lease."""
     job_id = submit(ledger, name)
     prepare = take(ledger, "cpu")
-    made = [artifact(settings, prepare, ArtifactKind.PORTRAIT), artifact(settings, prepare, ArtifactKind.DRIVING)]
+    kinds = (ArtifactKind.PORTRAIT, ArtifactKind.DRIVING)
+    made = [artifact(settings, prepare, kind, text=text) for kind in kinds]
     plan = [PlannedSegment(0, 25, False), PlannedSegment(25, 25, True)]
     values = {"total_frames": 50, "audio_rate": 16_000, "audio_samples": 32_000}
     moves.publish_plan(ledger, prepare, artifacts=made, job=values, plan=plan, queue="preview")
     first = take(ledger, "preview")
-    moves.publish(ledger, first, artifacts=[artifact(settings, first, ArtifactKind.SEGMENT)], carry=b"c", frames=25)
+    published = artifact(settings, first, ArtifactKind.SEGMENT, text=text)
+    moves.publish(ledger, first, artifacts=[published], carry=b"c", frames=25)
     return job_id, take(ledger, "preview")
 
 
@@ -134,6 +136,19 @@ def test_younger_files_stay_and_by_size_the_oldest_go_first(ledger: Ledger, sett
     folder = JobFolder(settings.artifacts_dir, first).path
     assert len(chosen) == 3
     assert all(Path(item.path).is_relative_to(folder) for item in chosen)
+
+
+def test_what_is_kept_for_later_films_has_a_limit_and_shared_content_counts_once(
+    ledger: Ledger, settings: Settings
+) -> None:
+    for name in ("first", "second"):
+        _, lease = render_one_of_two(ledger, settings, name, text="the same")
+        fail(ledger, lease)
+    assert len(find_garbage(ledger, settings, older_than_days=-1)) == 6
+    for limit_bytes, chosen in ((1000, 0), (999, 6)):  # all hold the same bytes, so they take the room of one
+        small = settings.segments.model_copy(update={"keep_gb": limit_bytes / 1e9})
+        limited = settings.model_copy(update={"segments": small})
+        assert len(find_garbage(ledger, limited, older_than_days=1)) == chosen
 
 
 def test_a_job_that_is_retried_between_looking_and_deleting_keeps_its_files(ledger: Ledger, settings: Settings) -> None:
