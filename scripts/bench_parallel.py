@@ -49,6 +49,7 @@ FPS = 25
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=["run", "simulate"])
+    parser.add_argument("--engine", choices=["preview", "paced"], nargs="+", default=["preview", "paced"])
     parser.add_argument("--minutes", type=float, default=3.0, help="of speech for the run")
     parser.add_argument("--pace", type=float, default=0.05, help="seconds of a chunk of 5 frames of the paced engine")
     parser.add_argument("--segment-seconds", type=float, nargs="+", default=[30.0, 10.0])
@@ -62,7 +63,8 @@ def main() -> None:
             preview = {"model": "preview", "settings": {"threads": 1}}
             paced = {"model": "pattern", "settings": {"pace": options.pace}}
             for name, spec, size in (("preview", preview, "256x256"), ("paced", paced, "64x64")):
-                bench_run(Path(scratch) / name, name, spec, size, Path(scratch) / "speech.wav")
+                if name in options.engine:
+                    bench_run(Path(scratch) / name, name, spec, size, Path(scratch) / "speech.wav")
         if options.only in (None, "simulate"):
             for seconds in options.segment_seconds:
                 simulate(Path(scratch), seconds, options.speed)
@@ -78,7 +80,7 @@ def bench_run(folder: Path, name: str, spec: dict[str, object], size: str, speec
         home = folder / str(workers)
         os.environ["FARM_HOME"] = str(home)
         os.environ["PYTHONPATH"] = str(ROOT)
-        pattern_engine.install(home, segment_seconds=15.0)
+        pattern_engine.install(home, segment_seconds=6.0)
         settings = load_settings(room={"min_free_disk_gb": 0.0, "min_free_memory_gb": 0.0})
         ledger = open_ledger(settings.ledger)
         ensure_current(ledger)

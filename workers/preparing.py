@@ -19,6 +19,7 @@ from farm.artifacts import JobFolder, seal, sha256_of, staging_name
 from farm.config import FilmSettings, SegmentSettings
 from farm.errors import InputError
 from farm.ledger.values import Job, NewArtifact
+from farm.media.binary import find_ffmpeg, version
 from farm.media.decode import AudioFacts, decode_driving, decode_native, to_driving
 from farm.media.pauses import find_pauses
 from farm.media.profile import default_profile
@@ -140,7 +141,10 @@ def _plan_parts(made: _Making, seconds: float) -> _Planned:
 
 
 def _keyed(made: _Making, item: PlannedSegment, **own: Any) -> PlannedSegment:
-    return dataclasses.replace(item, content_key=key_of(made.job, made.portrait_sha256, made.profile, **own))
+    # Segments of two encoders may have headers that cannot stand in one film.
+    encoder = version(find_ffmpeg())
+    key = key_of(made.job, made.portrait_sha256, made.profile, encoder=encoder, **own)
+    return dataclasses.replace(item, content_key=key)
 
 
 def _write_driving(heard: npt.NDArray[np.int16], rate: int, parts: Sequence[Stretch], target: Path) -> list[int]:

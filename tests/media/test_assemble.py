@@ -321,3 +321,33 @@ def test_one_other_frame_is_another_film(make_segment: MakeSegment):
     assert sha256_of_frames(make_segment(12, name="b.mp4")) == whole
     assert sha256_of_frames(make_segment(12, first=1, name="c.mp4")) != whole
     assert len(moving_frames(0, 2)) == 2 * 64 * 96
+
+
+@pytest.mark.parametrize("fps", [(24, 1), (25, 1), (30, 1), (30_000, 1_001)])
+def test_a_film_takes_the_first_frames_of_each_segment_and_no_others(
+    make_segment: MakeSegment, write_wav: WriteWav, tmp_path: Path, fps: tuple[int, int]
+):
+    profile = quick_profile(fps)
+    taken, extra = [40, 1, 73, 50, 12], [1, 1, 0, 1, 0]
+    firsts = np.concatenate([[0], np.cumsum(taken)[:-1]]).tolist()
+    # What is left out is unlike what follows: were it taken, every frame behind it would be another one.
+    segments = [make_segment(n + more, first, profile) for n, more, first in zip(taken, extra, firsts, strict=True)]
+    frames = sum(taken)
+    rate = 24_000
+    sound = write_wav("a.wav", 0.1 * np.ones(math.floor(frames / Fraction(*fps) * rate)), rate)
+    film = tmp_path / "film.tmp"
+
+    assemble(segments, sound, film, frames=frames, profile=profile, counts=taken)
+
+    verify_film(film, frames=frames, fps=fps, decode_at=None)
+    wanted = [h for path, n in zip(segments, taken, strict=True) for h in list(frame_hashes(path))[:n]]
+    assert list(frame_hashes(film)) == wanted
+
+
+def test_more_frames_than_a_segment_has_are_refused_by_name(
+    make_segment: MakeSegment, write_wav: WriteWav, tmp_path: Path
+):
+    segment = make_segment(10)
+    sound = write_wav("a.wav", 0.1 * np.ones(7_040), 16_000)
+    with pytest.raises(MediaError, match=rf"segment {segment} has 10 frames where the film needs 11 of it"):
+        assemble([segment], sound, tmp_path / "film.tmp", frames=11, profile=quick_profile(), counts=[11])

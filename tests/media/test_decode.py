@@ -13,7 +13,7 @@ import pytest
 
 from farm.errors import InputError, MediaError
 from farm.media.assemble import sound_argv
-from farm.media.decode import decode_driving
+from farm.media.decode import decode_driving, decode_native, to_driving
 from farm.media.run import run
 from farm.media.sound import SoundMeter
 from workers.host.audio import DrivingFile
@@ -262,3 +262,22 @@ def test_a_driving_file_reads_zeros_outside_itself(tmp_path: Path):
     assert audio.read(0, 10).dtype == np.float32
     audio.read(0, 2)[:] = 99  # a copy: the file is shared by every segment of the job
     assert audio.read(0, 2).tolist() == [1, 2]
+
+
+@pytest.mark.parametrize("rate", [16_000, 22_050, 44_100, 48_000])
+def test_a_stretch_is_resampled_to_as_many_samples_as_it_lasts_and_from_nothing_else(rate: int) -> None:
+    sound = (np.sin(np.arange(rate) * 2 * np.pi * 440 / rate) * 20_000).astype(np.int16)
+    for length in (1, rate // 3 + 1, rate):
+        driving = to_driving(sound[:length], rate)
+        assert driving.dtype == np.float32
+        assert len(driving) == -(-length * 16_000 // rate)
+    assert 0.58 < float(np.abs(driving).max()) < 0.65
+
+
+def test_the_recordings_own_samples_come_out_as_they_are(write_wav: WriteWav, tmp_path: Path) -> None:
+    sound = np.random.default_rng(5).uniform(-0.5, 0.5, 44_101)
+    source, target = write_wav("a.wav", sound, 44_100), tmp_path / "a.s16"
+    decode_native(source, target, rate=44_100, samples=44_103)
+    written = np.fromfile(target, "<i2")
+    assert len(written) == 44_103
+    assert np.array_equal(written[:-2], (sound * 32767).round().astype("<i2"))
