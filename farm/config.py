@@ -51,6 +51,7 @@ class RetrySettings(_Section):
 class SegmentSettings(_Section):
     seconds: float = Field(gt=0, le=3600)
     first_seconds: float = Field(gt=0, le=3600)
+    reuse: bool
     keep_gb: float = Field(ge=0)
 
 

@@ -310,6 +310,7 @@ class RowChecker:
             continuity=continuity,
             priority=_whole(cells.pop("priority", 0), "priority", -100, 100),
             due=_deadline(cells.pop("deadline", None)),
+            fresh=bool(self.salt),
         )
 
     def _file(self, column: str, cells: dict[str, Any]) -> tuple[Path, InputFile]:

@@ -21,7 +21,7 @@ from farm.doorbell import Doorbell, Ringer
 from farm.errors import ConfigError, EngineChanged, FarmError, Interrupted, LeaseLost, LedgerAway
 from farm.ledger import Ledger, crew, live, moves, read
 from farm.ledger.repair import begin_again, render_again
-from farm.ledger.values import Lease
+from farm.ledger.values import Lease, Reused
 from farm.logs import log_ids
 from farm.processes import kill_group
 from farm.reaper import Reaper
@@ -264,7 +264,9 @@ class Runner:
         done = self._workshop.wait(
             work, timeout_seconds=self.settings.limits.step_timeout(job.audio_seconds), why_stop=watch.why_stop
         )
-        reused = find_reusable(self.ledger, self.settings.artifacts_dir, job, done.plan, done.queue)
+        reused: dict[int, Reused] = {}
+        if self.settings.segments.reuse and not job.fresh:
+            reused = find_reusable(self.ledger, self.settings.artifacts_dir, job, done.plan, done.queue)
         moves.publish_plan(
             self.ledger,
             lease,

@@ -56,6 +56,7 @@ def job_value(row: JobRow) -> Job:
         reason=row.reason,
         failure=row.failure,
         notes=tuple(row.notes),
+        fresh=row.fresh,
         audio_seconds=row.audio_seconds,
         audio_rate=row.audio_rate,
         audio_samples=row.audio_samples,

@@ -24,6 +24,7 @@ from sqlalchemy import (
     String,
     Text,
     UniqueConstraint,
+    false,
     text,
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
@@ -152,6 +153,7 @@ class JobRow(Table):
     reason: Mapped[str | None]  # one sentence, when failed or cancelled
     failure: Mapped[str | None] = mapped_column(String(32))  # class of the error that ended it
     notes: Mapped[list[str]]  # what was noticed and worked around
+    fresh: Mapped[bool] = mapped_column(default=False, server_default=false())  # uses no segment of another film
 
     audio_seconds: Mapped[float]  # as probed; exact after prepare
     audio_rate: Mapped[int | None]

@@ -38,6 +38,7 @@ class JobRequest:
     priority: int
     due: float | None
     notes: tuple[str, ...] = ()
+    fresh: bool = False  # render everything, whatever other films could lend
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +71,7 @@ class Job:
     reason: str | None
     failure: str | None
     notes: tuple[str, ...]
+    fresh: bool
     audio_seconds: float
     audio_rate: int | None
     audio_samples: int | None

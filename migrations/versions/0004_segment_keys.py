@@ -16,6 +16,7 @@ depends_on = None
 
 
 def upgrade() -> None:
+    op.add_column("jobs", sa.Column("fresh", sa.Boolean(), nullable=False, server_default=sa.false()))
     op.add_column("segments", sa.Column("part", sa.JSON(), nullable=True))
     op.add_column("segments", sa.Column("content_key", sa.String(length=64), nullable=True))
     op.create_index("ix_segments_content_key", "segments", ["content_key"], unique=False)
@@ -25,3 +26,4 @@ def downgrade() -> None:
     op.drop_index("ix_segments_content_key", table_name="segments")
     op.drop_column("segments", "content_key")
     op.drop_column("segments", "part")
+    op.drop_column("jobs", "fresh")

@@ -31,6 +31,8 @@ ROOT = Path(__file__).resolve().parents[2]
 WORKER = "tests.system.faulty_worker"
 # Quick enough for a test; the proportions are those of configs/farm.toml.
 QUICK = {
+    # The same films are made over and over here; each must be rendered, or there would be nothing to break.
+    "FARM_SEGMENTS__REUSE": "false",
     "FARM_LEASE__TTL_SECONDS": "6",
     "FARM_LEASE__BEAT_SECONDS": "1",
     "FARM_LEASE__POLL_SECONDS": "0.4",
