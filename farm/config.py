@@ -7,7 +7,7 @@ import os
 import tempfile
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_settings import (
@@ -87,6 +87,11 @@ class LimitSettings(_Section):
         return self.step_seconds + self.step_seconds_per_audio_hour * audio_seconds / 3600.0
 
 
+class RateSettings(_Section):
+    currency: str
+    per_device_hour: dict[str, Annotated[float, Field(ge=0)]]  # by kind of device: cpu, cuda, npu
+
+
 class ServerSettings(_Section):
     host: str
     port: int = Field(ge=0, le=65535)
@@ -131,6 +136,7 @@ class Settings(BaseSettings):
     room: RoomSettings
     film: FilmSettings
     limits: LimitSettings
+    rates: RateSettings
     server: ServerSettings
     live: LiveSettings
 

@@ -14,8 +14,10 @@ import psutil
 
 from farm.config import Settings
 from farm.ledger import Ledger, crew, moves, read
+from farm.ledger.budget import pause_what_is_spent
 from farm.ledger.values import Worker
 from farm.logs import add_log_ids
+from farm.rates import price
 from farm.roster import machine_name
 
 log = logging.getLogger(__name__)
@@ -94,6 +96,8 @@ class Reaper:
             log.warning("took back %d leases whose workers vanished", len(expired))
         for name in crew.mark_lost(self._ledger):
             log.warning("worker %s stopped beating without a goodbye", name)
+        for batch_id in pause_what_is_spent(self._ledger, lambda seconds: price(seconds, self._settings.rates)):
+            log.warning("batch %d is paused: its budget is spent", batch_id)
         owed = set(crew.take_owed_doorbells(self._ledger))
         owed.update(read.ringable_queues(self._ledger, self._settings.lease.ring_again_seconds))
         self._ring(sorted(owed))

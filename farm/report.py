@@ -15,10 +15,12 @@ from typing import Any
 from PIL import Image
 
 from farm import __version__
+from farm.config import RateSettings
 from farm.ledger import Ledger, control, overview, read
 from farm.ledger.overview import Span
 from farm.ledger.progress import JobProgress, job_progress
 from farm.ledger.values import Batch
+from farm.rates import price
 from farm.states import ArtifactKind, JobState
 
 POSTER_WIDTH = 160
@@ -49,6 +51,7 @@ class JobLine:
     took_seconds: float | None  # from the first attempt to the end
     device_seconds: float
     device_seconds_per_minute: float | None
+    cost: float  # in the money of the configured rates
     times_real_time: float | None
     attempts: int
     failed_attempts: int
@@ -64,33 +67,38 @@ class BatchReport:
     spans: tuple[Span, ...]
     pictures: dict[int, tuple[str | None, str | None]]  # by job: paths of poster and contact sheet
     written_at: float
+    currency: str = ""
 
     @property
     def film_seconds(self) -> float:
         return sum(line.film_seconds for line in self.jobs if line.state == JobState.SUCCEEDED)
 
     @property
+    def cost(self) -> float:
+        return sum(line.cost for line in self.jobs)
+
+    @property
     def device_seconds(self) -> float:
         return sum(line.device_seconds for line in self.jobs)
 
 
-def gather(ledger: Ledger, batch_id: int) -> BatchReport:
+def gather(ledger: Ledger, batch_id: int, rates: RateSettings) -> BatchReport:
     """Everything that the report says.  Raises NotFound."""
     batch = read.batch(ledger, batch_id)
     job_ids = control.job_ids_of_batch(ledger, batch_id)
     costs = overview.costs(ledger, job_ids)
     films = read.films(ledger, job_ids)
     lines = tuple(
-        _line(p, costs.get(p.job.id), films[p.job.id].path if p.job.id in films else None)
+        _line(p, costs.get(p.job.id), films[p.job.id].path if p.job.id in films else None, rates)
         for p in job_progress(ledger, job_ids)
     )
     now = ledger.now()
     spans = overview.timeline(ledger, since=batch.created_at, until=now, job_ids=job_ids, limit=SPANS_AT_MOST)
     pictures = {job_id: _pictures(ledger, job_id) for job_id in films}
-    return BatchReport(batch, lines, tuple(spans), pictures, now)
+    return BatchReport(batch, lines, tuple(spans), pictures, now, rates.currency)
 
 
-def _line(progress: JobProgress, cost: overview.Cost | None, film: str | None) -> JobLine:
+def _line(progress: JobProgress, cost: overview.Cost | None, film: str | None, rates: RateSettings) -> JobLine:
     job = progress.job
     seconds = job.total_frames * job.fps[1] / job.fps[0] if job.total_frames else job.audio_seconds
     spent = cost.device_seconds if cost is not None else 0.0
@@ -115,6 +123,7 @@ def _line(progress: JobProgress, cost: overview.Cost | None, film: str | None) -
         ),
         device_seconds=round(spent, 3),
         device_seconds_per_minute=round(spent * 60.0 / seconds, 3) if spent and seconds else None,
+        cost=round(price(cost.by_device, rates), 4) if cost is not None else 0.0,
         times_real_time=round(seconds / spent, 3) if spent and job.state is JobState.SUCCEEDED else None,
         attempts=cost.attempts if cost is not None else 0,
         failed_attempts=cost.failed_attempts if cost is not None else 0,
@@ -136,6 +145,8 @@ def as_json(report: BatchReport) -> dict[str, Any]:
         "batch": asdict(report.batch),
         "film_seconds": round(report.film_seconds, 3),
         "device_seconds": round(report.device_seconds, 3),
+        "cost": round(report.cost, 4),
+        "currency": report.currency,
         "jobs": [asdict(line) for line in report.jobs],
         "attempts": [asdict(span) for span in report.spans],
     }
@@ -208,9 +219,18 @@ def _figures(report: BatchReport, done: int, bad: int) -> str:
         (clock(report.film_seconds), "of film"),
         (clock(wall), "from submit to the last frame"),
         (clock(report.device_seconds), "of device time"),
+        (_money(report.cost, report) if report.cost else "", "by the configured rates" + _of_budget(report)),
         (f"{report.device_seconds / minutes:.0f} s" if minutes else "", "of device per minute of film"),
     ]
     return "<div class=figures>" + "".join(f"<div><b>{a}</b>{b}</div>" for a, b in shown if a) + "</div>"
+
+
+def _money(amount: float, report: BatchReport) -> str:
+    return html.escape(f"{amount:.2f} {report.currency}".strip())
+
+
+def _of_budget(report: BatchReport) -> str:
+    return f", of a budget of {_money(report.batch.budget, report)}" if report.batch.budget is not None else ""
 
 
 def _failures(bad: Sequence[JobLine]) -> str:
@@ -223,13 +243,14 @@ def _failures(bad: Sequence[JobLine]) -> str:
 
 
 def _table(report: BatchReport) -> str:
-    numbers = ("Length", "Frames", "Device", "Speed", "Waited", "Attempts")
+    numbers = ("Length", "Frames", "Device", "Cost", "Speed", "Waited", "Attempts")
     head = "<th></th><th>Film</th><th>State</th>" + "".join(f"<th class=n>{word}</th>" for word in numbers)
     rows = "".join(
         f"<tr><td>{_picture(report.pictures.get(line.job, (None, None))[0], POSTER_WIDTH, '')}</td>"
         f"<td>{html.escape(line.name)}<div class=soft>{html.escape(f'{line.model}, {line.preset}')}</div></td>"
         f"<td class={line.state}>{line.state}</td><td class=n>{clock(line.film_seconds)}</td>"
         f"<td class=n>{line.frames or ''}</td><td class=n>{clock(line.device_seconds)}</td>"
+        f"<td class=n>{_money(line.cost, report) if line.cost else ''}</td>"
         f"<td class=n>{f'{line.times_real_time:.2f}×' if line.times_real_time else ''}</td>"
         f"<td class=n>{clock(line.waited_seconds)}</td>"
         f"<td class=n>{line.attempts}{f' ({line.failed_attempts} failed)' if line.failed_attempts else ''}</td></tr>"

@@ -28,6 +28,7 @@ from farm.doorbell import Doorbell
 from farm.errors import InputError
 from farm.forecast import Forecast, forecast
 from farm.ledger import Ledger
+from farm.ledger.budget import refuse_bad_budget
 from farm.ledger.crew import take_owed_doorbells
 from farm.ledger.files import KnownFile, known_files, remember_files
 from farm.ledger.intake import Intake, known_jobs, outputs_in_use, take_in
@@ -77,6 +78,7 @@ def submit(
     again: bool = False,
     overwrite: bool = False,
     dry_run: bool = False,
+    budget: float | None = None,
     doorbell: Doorbell | None = None,
     on_progress: Callable[[int, int], None] | None = None,
     look_ahead: bool = False,
@@ -84,10 +86,12 @@ def submit(
     """Turn rows into jobs.
 
     `base` is what relative paths start from, `defaults` are cells for rows that lack them, `again` makes new jobs of
-    known rows, `overwrite` lets films replace files that the farm did not make.  `look_ahead` listens to the sound of
-    parallel films to tell what of them is known already.  Raises BadRows listing every bad row,
+    known rows, `overwrite` lets films replace files that the farm did not make, `budget` is what the new batch may cost
+    in the money of the configured rates.  `look_ahead` listens to the sound of parallel films to tell what of them is
+    known already.  Raises BadRows listing every bad row,
     unless `skip_bad`.
     """
+    refuse_bad_budget(budget)
     user = owner or _user()
     rows = [Row(row.number, {**(defaults or {}), **row.cells}) for row in rows]
     films = output_dir or (Path(settings.output_dir) if settings.output_dir else base / "films")
@@ -115,7 +119,7 @@ def submit(
         if dry_run:
             ids = tuple(known[r.key] for r in requests if r.key in known)
             return Submission(Intake(None, (), ids), tuple(problems), True, len(new), new, foreseen)
-    intake = take_in(ledger, requests, name=name or Path(source).stem, source=source, owner=user)
+    intake = take_in(ledger, requests, name=name or Path(source).stem, source=source, owner=user, budget=budget)
     rang = True
     if intake.new_job_ids:
         bell = doorbell or Doorbell(settings)

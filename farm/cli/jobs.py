@@ -13,13 +13,17 @@ from typing import Any
 
 import click
 
+from farm.accounts import Account, accounts
 from farm.cli.farm_context import Farm
 from farm.cli.show import console, echo_json, echo_rows, json_option, length, moment, plain, times
+from farm.config import RateSettings
 from farm.doorbell import Doorbell
 from farm.errors import InputError, NotFound
+from farm.ledger import budget as budgets
 from farm.ledger import control, crew, read
 from farm.ledger.progress import job_progress
 from farm.ledger.values import Job
+from farm.rates import shown
 from farm.states import ArtifactKind, JobState, SegmentKind
 
 
@@ -54,6 +58,8 @@ def list_batches(farm: Farm, limit: int, as_json: bool) -> None:
     Example:
         farm batches list --json | jq .jobs
     """
+    found = read.batches(farm.ledger, limit=limit)
+    told = accounts(farm.ledger, found, farm.settings.rates)
     rows = [
         {
             "batch": b.id,
@@ -62,10 +68,42 @@ def list_batches(farm: Farm, limit: int, as_json: bool) -> None:
             "submitted": b.created_at if as_json else moment(b.created_at),
             "jobs": b.jobs if as_json else ", ".join(f"{n} {state}" for state, n in sorted(b.jobs.items())),
             "source": b.source,
+            **(plain(told[b.id]) if as_json else _account_cells(told[b.id], farm.settings.rates)),
         }
-        for b in read.batches(farm.ledger, limit=limit)
+        for b in found
     ]
-    echo_rows(rows, as_json=as_json, columns=("batch", "name", "owner", "submitted", "jobs"), empty="no batches yet")
+    columns = ("batch", "name", "owner", "submitted", "jobs", "left", "device", "cost")
+    echo_rows(rows, as_json=as_json, columns=columns, empty="no batches yet")
+
+
+def _account_cells(account: Account, rates: RateSettings) -> dict[str, str]:
+    cost = shown(account.cost, rates) if account.cost or account.budget is not None else ""
+    if account.budget is not None:
+        cost += f" of {account.budget:g}" + (", spent" if account.budget_spent else "")
+    return {"left": length(account.seconds_left), "device": length(account.device_seconds), "cost": cost}
+
+
+@batches.command("budget")
+@click.argument("amount", metavar="AMOUNT|none")
+@click.argument("batch_ids", metavar="BATCH...", nargs=-1, type=int, required=True)
+@click.pass_obj
+def set_budget(farm: Farm, amount: str, batch_ids: tuple[int, ...]) -> None:
+    """Limit what batches may cost, by the rates of farm.toml; a batch whose budget is spent is paused.
+
+    A batch that was paused so goes on with `farm batches resume` once it has more.
+
+    \b
+    Example:
+        farm batches budget 20 3
+    """
+    try:
+        budget = None if amount == "none" else float(amount)
+    except ValueError:
+        raise InputError(f"{amount!r} is no amount; give one such as 20, or none") from None
+    if budget is not None and not any(farm.settings.rates.per_device_hour.values()):
+        click.echo("no rate is set, so nothing is ever spent; set rates.per_device_hour in farm.toml", err=True)
+    for batch_id in batch_ids:
+        budgets.set_budget(farm.ledger, batch_id, budget)
 
 
 @jobs.command("list")

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import click
 
+from farm.accounts import Account, accounts
 from farm.cli.farm_context import Farm
-from farm.cli.show import echo_json, echo_rows, json_option, plain
+from farm.cli.show import echo_json, echo_rows, json_option, length, plain
+from farm.config import RateSettings
 from farm.ledger import read
+from farm.ledger.estimate import forecast
+from farm.rates import shown
 from farm.redis_server import why_silent
+from farm.states import FINISHED
 
 
 @click.command()
@@ -25,6 +30,9 @@ def status(farm: Farm, as_json: bool) -> None:
     running = read.running(farm.ledger)
     redis_problem = why_silent(farm.settings)
     workers = read.workers(farm.ledger)
+    ahead = forecast(farm.ledger)
+    open_batches = [b for b in read.batches(farm.ledger) if set(b.jobs) - {state.value for state in FINISHED}]
+    told = accounts(farm.ledger, open_batches, farm.settings.rates, ahead=ahead)
     if as_json:
         echo_json(
             {
@@ -33,6 +41,11 @@ def status(farm: Farm, as_json: bool) -> None:
                 "workers": {w.name: w.state.value for w in workers},
                 "stuck": [plain(item) for item in stuck],
                 "redis": redis_problem or "ok",
+                "batches": [
+                    {"batch": b.id, "name": b.name, "owner": b.owner, "jobs": dict(b.jobs), **plain(told[b.id])}
+                    for b in open_batches
+                ],
+                "estimate": {"error": ahead.error, "films": ahead.films},
             }
         )
         return
@@ -42,5 +55,19 @@ def status(farm: Farm, as_json: bool) -> None:
     click.echo(f"segments: {len(running)} being worked on; waiting: {waiting}")
     if redis_problem:
         click.echo(f"Redis does not answer ({redis_problem}); workers find work by themselves, a little later")
+    for batch in open_batches:
+        click.echo(_of_batch(batch.id, batch.name, told[batch.id], farm.settings.rates))
     for item in stuck:
         click.echo(f"{item.segments} waiting: {item.reason}")
+
+
+def _of_batch(batch_id: int, name: str, account: Account, rates: RateSettings) -> str:
+    parts = [f"batch {batch_id} {name}:"]
+    if account.seconds_left is not None:
+        parts.append(f"about {length(account.seconds_left)} to go;")
+    parts.append(f"{length(account.device_seconds)} of device time")
+    if account.cost or account.budget is not None:
+        parts.append(f"for {shown(account.cost, rates)}")
+    if account.budget is not None:
+        parts.append(f"of {account.budget:g}" + ("; paused, its budget is spent" if account.budget_spent else ""))
+    return " ".join(parts)

@@ -34,6 +34,7 @@ _COLUMNS = "\b\nColumns; portrait and audio are required, a model's settings may
 @click.option("--skip-bad", is_flag=True, help="Submit the good rows even if others are bad.")
 @click.option("--again", is_flag=True, help="Make new jobs of rows that are jobs already.")
 @click.option("--overwrite", is_flag=True, help="Let films replace files that this farm did not make.")
+@click.option("--budget", type=float, help="What the batch may cost, by the configured rates; then it is paused.")
 @click.option("--wait", is_flag=True, help="Stay until the films are done; exits with 3 if some jobs failed.")
 @click.option("--dry-run", is_flag=True, help="Check every row and write nothing.")
 @json_option
@@ -48,6 +49,7 @@ def submit(
     skip_bad: bool,
     again: bool,
     overwrite: bool,
+    budget: float | None,
     wait: bool,
     dry_run: bool,
     as_json: bool,
@@ -86,6 +88,7 @@ def submit(
             again=again,
             overwrite=overwrite,
             dry_run=dry_run,
+            budget=budget,
             on_progress=lambda seen, of: bar.update(task, completed=seen, total=of),
             look_ahead=True,
         )

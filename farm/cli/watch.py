@@ -19,10 +19,12 @@ from rich.text import Text
 from farm.cli.farm_context import Farm
 from farm.cli.show import STATE_STYLES, console, echo_json, echo_rows, json_option, length, times
 from farm.ledger import control, read
+from farm.ledger.estimate import Forecast, forecast
 from farm.ledger.progress import JobProgress, job_progress
 from farm.states import FINISHED, JobState
 
 LOOK_SECONDS = 0.5
+FORECAST_SECONDS = 5.0
 SHOWN_JOBS = 30
 
 
@@ -53,7 +55,9 @@ def watch(farm: Farm, batch_ids: tuple[int, ...], once: bool, as_json: bool) -> 
         return
     if once or not sys.stdout.isatty():
         found = job_progress(farm.ledger, ids)
-        echo_rows((as_row(p) for p in found), as_json=as_json, columns=_COLUMNS, empty="nothing")
+        ahead = forecast(farm.ledger)
+        rows = [{**as_row(p), "left": ahead.jobs.get(p.job.id, p.seconds_left)} for p in found]
+        echo_rows(rows, as_json=as_json, columns=_COLUMNS, empty="nothing")
         if once:
             return
     follow(farm, ids, quiet=as_json)
@@ -89,10 +93,13 @@ def follow(farm: Farm, job_ids: Sequence[int], *, quiet: bool) -> None:
             _tell_stuck(farm, told)
             time.sleep(LOOK_SECONDS)
         return
+    ahead, looked = forecast(farm.ledger), time.monotonic()
     with Live(console=console(), refresh_per_second=4, transient=True) as live:
         while True:
             found = job_progress(farm.ledger, job_ids)
-            live.update(_picture(farm, found))
+            if time.monotonic() - looked > FORECAST_SECONDS:
+                ahead, looked = forecast(farm.ledger), time.monotonic()
+            live.update(_picture(farm, found, ahead))
             if all(p.job.state in FINISHED for p in found):
                 return
             time.sleep(LOOK_SECONDS)
@@ -105,7 +112,7 @@ def _tell_stuck(farm: Farm, told: set[str]) -> None:
             click.echo(f"farm: {item.reason}", err=True)
 
 
-def _picture(farm: Farm, found: Sequence[JobProgress]) -> RenderableType:
+def _picture(farm: Farm, found: Sequence[JobProgress], ahead: Forecast) -> RenderableType:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, expand=True)
     for column in ("job", "name", "state", "progress", "fps", "x", "left", "doing"):
         table.add_column(
@@ -126,7 +133,7 @@ def _picture(farm: Farm, found: Sequence[JobProgress]) -> RenderableType:
             ProgressBar(total=1.0, completed=p.share, width=24),
             f"{p.frames_per_second:.1f}" if p.frames_per_second else "",
             times(p.times_real_time),
-            length(p.seconds_left),
+            length(ahead.jobs.get(p.job.id, p.seconds_left)),
             Text(p.last_error or p.doing, style="red" if p.last_error else ""),
         )
     done = sum(1 for p in found if p.job.state is JobState.SUCCEEDED)
@@ -135,8 +142,18 @@ def _picture(farm: Farm, found: Sequence[JobProgress]) -> RenderableType:
     line = f"{done} of {len(found)} films done"
     line += f", {failed} failed" if failed else ""
     line += f", {length(seconds)} of film to go" if going else ""
+    line += _to_go(going, ahead)
     stuck = [Text(item.reason, style="yellow") for item in read.stuck(farm.ledger)] if going else []
     return Group(table, Text(line), *stuck)
+
+
+def _to_go(going: Sequence[JobProgress], ahead: Forecast) -> str:
+    """When the last of these films will be there, and how far off such estimates were."""
+    known = [ahead.jobs[p.job.id] for p in going if p.job.id in ahead.jobs]
+    if not known:
+        return ""
+    wrong = f" (the last {ahead.films} films: {ahead.error:.0%} off)" if ahead.error is not None else ""
+    return f", the last one in about {length(max(known))}{wrong}"
 
 
 def summarise(farm: Farm, job_ids: Iterable[int], *, as_json: bool) -> None:

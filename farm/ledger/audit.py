@@ -23,7 +23,18 @@ from farm.config import Settings
 from farm.ledger.crew import REAPER_LOCK
 from farm.ledger.repair import LOST_AGAIN
 from farm.ledger.store import Ledger, db_now
-from farm.ledger.tables import ArtifactRow, AttemptRow, EventRow, JobRow, LockRow, OutboxRow, SegmentRow, WorkerRow
+from farm.ledger.tables import (
+    ArtifactRow,
+    AttemptRow,
+    BatchRow,
+    EventRow,
+    JobRow,
+    LockRow,
+    OutboxRow,
+    OwnerRow,
+    SegmentRow,
+    WorkerRow,
+)
 from farm.states import FINISHED, ArtifactKind, Event, JobState, SegmentKind, SegmentState, job_state
 
 OPEN = (SegmentState.WAITING, SegmentState.QUEUED, SegmentState.LEASED)
@@ -475,6 +486,40 @@ def owed_doorbells_are_rung(session: Session, settings: Settings) -> Finding:
         yield Violation("owed doorbells are rung", "outbox", f"{count} doorbells are owed since {oldest:.0f}")
 
 
+def spent_budgets_are_told(session: Session, settings: Settings) -> Finding:
+    """A batch whose budget was spent has one, the history says so, and a batch's budget is more than nothing."""
+    told = exists().where(EventRow.batch_id == BatchRow.id, EventRow.event == "budget_spent")
+    wrong = or_(
+        BatchRow.budget <= 0, and_(BatchRow.budget_spent_at.is_not(None), or_(BatchRow.budget.is_(None), ~told))
+    )
+    for batch_id, budget in session.execute(select(BatchRow.id, BatchRow.budget).where(wrong)):
+        yield Violation(
+            "spent budgets are told", f"batch {batch_id}", f"its budget is {budget} and the history says nothing of it"
+        )
+
+
+def leases_keep_to_quotas(session: Session, settings: Settings) -> Finding:
+    """An owner has no more render segments under lease than its quota, but for leases older than the quota."""
+    counted = (
+        select(JobRow.owner, func.count(), func.max(AttemptRow.started_at), OwnerRow.quota)
+        .select_from(SegmentRow)
+        .join(JobRow, JobRow.id == SegmentRow.job_id)
+        .join(OwnerRow, OwnerRow.name == JobRow.owner)
+        .join(AttemptRow, and_(AttemptRow.segment_id == SegmentRow.id, AttemptRow.ended_at.is_(None)))
+        .where(SegmentRow.state == SegmentState.LEASED, SegmentRow.kind == SegmentKind.RENDER)
+        .group_by(JobRow.owner, OwnerRow.quota)
+        .having(func.count() > OwnerRow.quota)
+    )
+    for owner, count, newest, quota in session.execute(counted):
+        since = session.scalar(
+            select(func.max(EventRow.at)).where(
+                EventRow.event == "quota", EventRow.detail.startswith(f"{owner}: ", autoescape=True)
+            )
+        )
+        if since is None or newest > since:
+            yield Violation("leases keep to quotas", f"owner {owner}", f"{count} leases and a quota of {quota}")
+
+
 def _a_reaper_leads() -> ColumnElement[bool]:
     return exists().where(LockRow.name == REAPER_LOCK, LockRow.until > db_now()).correlate(None)
 
@@ -499,6 +544,8 @@ RULES: tuple[Rule, ...] = (
     films_are_of_succeeded_jobs,
     published_segments_have_their_file,
     owed_doorbells_are_rung,
+    spent_budgets_are_told,
+    leases_keep_to_quotas,
 )
 
 

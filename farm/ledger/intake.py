@@ -35,7 +35,9 @@ class Intake:
         return tuple(sorted({*self.new_job_ids, *self.known_job_ids}))
 
 
-def take_in(ledger: Ledger, requests: Sequence[JobRequest], *, name: str, source: str, owner: str) -> Intake:
+def take_in(
+    ledger: Ledger, requests: Sequence[JobRequest], *, name: str, source: str, owner: str, budget: float | None = None
+) -> Intake:
     """Write the rows that are new as one batch.  Repeating it with the same rows writes nothing."""
 
     def story(session: Session) -> Intake:
@@ -50,7 +52,7 @@ def take_in(ledger: Ledger, requests: Sequence[JobRequest], *, name: str, source
         batch_key = hashlib.sha256("\n".join(sorted(r.key for r in new)).encode()).hexdigest()
         batch_id = session.scalar(
             insert(BatchRow)
-            .values(key=batch_key, name=name, source=source, owner=owner, created_at=now)
+            .values(key=batch_key, name=name, source=source, owner=owner, created_at=now, budget=budget)
             .returning(BatchRow.id)
         )
         assert batch_id is not None

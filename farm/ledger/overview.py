@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import and_, case, func, or_, select
@@ -49,6 +49,7 @@ class Cost:
     device_seconds: float
     attempts: int
     failed_attempts: int
+    by_device: Mapping[str, float]  # device-seconds of each device set
 
 
 def timeline(
@@ -121,12 +122,22 @@ def costs(ledger: Ledger, job_ids: Sequence[int]) -> dict[int, Cost]:
     failed = func.sum(case((AttemptRow.outcome.in_(("retry", "fail", "expire")), 1), else_=0))
     with ledger.read() as session:
         rows = session.execute(
-            select(AttemptRow.job_id, func.sum(AttemptRow.device_seconds), func.count(), failed)
+            select(AttemptRow.job_id, AttemptRow.device, func.sum(AttemptRow.device_seconds), func.count(), failed)
             .join(SegmentRow, SegmentRow.id == AttemptRow.segment_id)
             .where(AttemptRow.job_id.in_(job_ids), SegmentRow.kind == SegmentKind.RENDER)
-            .group_by(AttemptRow.job_id)
+            .group_by(AttemptRow.job_id, AttemptRow.device)
         )
-        return {job_id: Cost(float(seconds or 0.0), count, int(bad or 0)) for job_id, seconds, count, bad in rows}
+        found: dict[int, Cost] = {}
+        for job_id, device, seconds, count, bad in rows:
+            sofar = found.get(job_id, Cost(0.0, 0, 0, {}))
+            spent = float(seconds or 0.0)
+            found[job_id] = Cost(
+                sofar.device_seconds + spent,
+                sofar.attempts + count,
+                sofar.failed_attempts + int(bad or 0),
+                {**sofar.by_device, device: spent},
+            )
+        return found
 
 
 def counts_by_state(ledger: Ledger, *, owner: str | None = None) -> dict[str, int]:

@@ -262,7 +262,9 @@ def _batch_value(session: Session, row: BatchRow) -> Batch:
     for state, paused, count in counted:
         word = "paused" if paused and state not in FINISHED else state.value
         shown[word] = shown.get(word, 0) + count
-    return Batch(row.id, row.key, row.name, row.source, row.owner, row.created_at, shown)
+    return Batch(
+        row.id, row.key, row.name, row.source, row.owner, row.created_at, shown, row.budget, row.budget_spent_at
+    )
 
 
 def events(

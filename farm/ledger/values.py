@@ -226,6 +226,8 @@ class Batch:
     owner: str
     created_at: float
     jobs: Mapping[str, int]  # how many of its jobs are in each shown state
+    budget: float | None = None  # in the money of the configured rates
+    budget_spent_at: float | None = None  # when it was paused because the budget was spent
 
 
 @dataclass(frozen=True, slots=True)

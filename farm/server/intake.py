@@ -15,6 +15,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
 from farm import omnirt
+from farm.accounts import accounts
 from farm.batch import BadRows, Row, RowProblem, read_batch, rows_from
 from farm.errors import InputError, NotEnoughRoom
 from farm.ledger import read
@@ -101,6 +102,14 @@ class BatchView(BaseModel):
     owner: str
     created_at: float
     jobs: dict[str, int]
+    device_seconds: float = Field(description="Rendering so far, failed and running attempts included")
+    cost: float = Field(description="What that is by the configured rates")
+    currency: str
+    budget: float | None = Field(description="When the cost reaches it, the batch is paused")
+    budget_spent: bool
+    seconds_left: float | None = Field(description="Until its last film, estimated from the ledger's history")
+    estimate_error: float | None = Field(description="Median error of the last estimates, as a part of the time needed")
+    estimate_films: int = Field(description="How many films that error is taken from")
 
 
 class BatchList(BaseModel):
@@ -371,11 +380,9 @@ def _begin(here: Context, caller: Caller, key: str, raw: bytes) -> Remembered | 
 @router.get("/v1/batches", response_model=BatchList, responses=problems(422))
 def list_batches(caller: Reader, here: Here, limit: Annotated[int, Query(ge=1, le=500)] = 50) -> dict[str, Any]:
     """Batches, newest first."""
-    found = read.batches(here.ledger, limit=limit)
-    return {
-        "object": "list",
-        "data": [views.batch_view(b) for b in found if caller.sees is None or b.owner == caller.sees],
-    }
+    found = [b for b in read.batches(here.ledger, limit=limit) if caller.sees is None or b.owner == caller.sees]
+    told = accounts(here.ledger, found, here.settings.rates)
+    return {"object": "list", "data": [views.batch_view(b, told[b.id]) for b in found]}
 
 
 @router.get("/v1/batches/{batch_id}", response_model=BatchView, responses=problems(404, 422))
@@ -383,4 +390,4 @@ def show_batch(batch_id: Annotated[int, PathParameter(ge=1, lt=2**53)], caller: 
     found = read.batch(here.ledger, batch_id)
     if caller.sees is not None and found.owner != caller.sees:
         raise no_such(f"there is no batch {batch_id}")
-    return views.batch_view(found)
+    return views.batch_view(found, accounts(here.ledger, [found], here.settings.rates)[found.id])

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from farm.accounts import Account
 from farm.ledger import Ledger, overview, read
 from farm.ledger.live import ADDRESS
 from farm.ledger.progress import JobProgress, job_progress
@@ -119,7 +121,7 @@ def fleet(ledger: Ledger) -> list[dict[str, Any]]:
     return [worker_view(worker, now) for worker in read.workers(ledger)]
 
 
-def batch_view(batch: Batch) -> dict[str, Any]:
+def batch_view(batch: Batch, account: Account) -> dict[str, Any]:
     return {
         "id": batch.id,
         "name": batch.name,
@@ -127,6 +129,7 @@ def batch_view(batch: Batch) -> dict[str, Any]:
         "owner": batch.owner,
         "created_at": batch.created_at,
         "jobs": dict(batch.jobs),
+        **asdict(account),
     }
 
 

@@ -211,3 +211,11 @@ def age_worker(ledger: Ledger, name: str, seconds: float) -> None:
             update(WorkerRow).where(WorkerRow.name == name).values(beat_at=db_now() - seconds)
         )
     )
+
+
+def attempt_of(ledger: Ledger, lease: Lease) -> int:
+    """The id of a lease's attempt."""
+    with ledger.read() as session:
+        return session.scalars(
+            select(AttemptRow.id).where(AttemptRow.segment_id == lease.segment.id, AttemptRow.token == lease.token)
+        ).one()

@@ -18,10 +18,12 @@ from farm.ledger.repair import render_again
 from farm.ledger.tables import (
     ArtifactRow,
     AttemptRow,
+    BatchRow,
     EventRow,
     JobRow,
     LockRow,
     OutboxRow,
+    OwnerRow,
     SegmentRow,
     Table,
     WorkerRow,
@@ -348,6 +350,18 @@ def doorbell_owed_for_long(ledger: Ledger, busy: Busy) -> None:
     reaper_leads(ledger)
     now = ledger.now()
     ledger.write(lambda session: session.execute(insert(OutboxRow).values(queue="q", created_at=now - 120)))
+
+
+@breaks("spent budgets are told")
+def budget_spent_in_silence(ledger: Ledger, busy: Busy) -> None:
+    batch_id = read.job(ledger, busy.running).batch_id
+    change(ledger, BatchRow, batch_id, budget=5.0, budget_spent_at=1.0)
+
+
+@breaks("leases keep to quotas")
+def a_lease_beyond_the_quota(ledger: Ledger, busy: Busy) -> None:
+    owner = read.job(ledger, busy.running).owner
+    ledger.write(lambda session: session.execute(update(OwnerRow).where(OwnerRow.name == owner).values(quota=0)))
 
 
 @pytest.mark.parametrize(("rule", "plant"), PLANTS, ids=[plant.__name__ for _, plant in PLANTS])
