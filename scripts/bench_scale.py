@@ -23,11 +23,13 @@ import os
 import platform
 import random
 import sqlite3
+import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,12 @@ from farm.errors import LeaseLost  # noqa: E402
 from farm.ledger import Ledger, crew, moves, open_ledger, overview, read  # noqa: E402
 from farm.ledger.migrate import ensure_current  # noqa: E402
 from farm.ledger.values import NewArtifact  # noqa: E402
+from farm.media.assemble import assemble  # noqa: E402
+from farm.media.binary import find_ffmpeg  # noqa: E402
+from farm.media.decode import decode_driving  # noqa: E402
+from farm.media.encode import SegmentEncoder  # noqa: E402
+from farm.media.profile import default_profile  # noqa: E402
+from farm.media.verify import verify_film  # noqa: E402
 from farm.retry import RetryPolicy  # noqa: E402
 from farm.states import ArtifactKind  # noqa: E402
 from farm.submission import submit  # noqa: E402
@@ -387,10 +395,64 @@ def counted(ledger: Ledger, query: str) -> int:
 
 
 def join_a_long_film(options: argparse.Namespace) -> None:
-    """Ten hours of speech decoded and joined with as many frames: peak memory, frames and samples."""
-    from long_film import measure_long_film
+    """Speech of this length decoded, and a thousand segments of small frames joined with it."""
+    pieces = 1000
+    profile = replace(default_profile(16, 16, (25, 1)), preset="ultrafast", threads=1)
+    with tempfile.TemporaryDirectory(prefix="farm-long-") as folder, peak_memory() as peak:
+        speech, driving, film = (Path(folder) / name for name in ("speech.wav", "driving.f32", "film.tmp"))
+        each = round(options.hours * 3600 * 25 / pieces)
+        seconds = each * pieces / 25
+        argv = [str(find_ffmpeg()), "-v", "error", "-stream_loop", "-1", "-i", str(SPEECH), "-ac", "1", "-ar", "16000"]
+        subprocess.run([*argv, "-t", str(seconds), str(speech)], check=True)
+        began = time.monotonic()
+        facts = decode_driving(speech, driving)
+        decoded, after_decoding = time.monotonic() - began, peak()
+        segment = Path(folder) / "segment.mp4"
+        with SegmentEncoder(profile, "yuv420p", segment) as encoder:
+            for n in range(each):
+                os.write(encoder.write_fd, bytes([n % 200]) * (16 * 16 * 3 // 2))
+            encoder.finish(60)
+        began = time.monotonic()
+        assemble([segment] * pieces, speech, film, frames=each * pieces, profile=profile)
+        joined = time.monotonic() - began
+        found = verify_film(film, frames=each * pieces, fps=(25, 1), audio_seconds=seconds)
+    note(
+        "long",
+        f"{options.hours:g} h",
+        {
+            "segments": pieces,
+            "frames_planned": each * pieces,
+            "frames_wrong": found.frames - each * pieces,
+            "samples_planned": round(seconds * 16_000),
+            "samples_wrong": facts.native_samples - round(seconds * 16_000),
+            "sound_minus_video_s": round(found.audio_seconds - found.video_seconds, 6),
+            "decode_s": round(decoded),
+            "decode_peak_mb": after_decoding,
+            "join_s": round(joined),
+            "join_peak_mb": peak(),
+        },
+    )
 
-    note("long", f"{options.hours:g} h", measure_long_film(options.hours))
+
+@contextlib.contextmanager
+def peak_memory() -> Iterator[Callable[[], float]]:
+    """The largest resident size of this process and its children together, in MB, so far."""
+    done, peaks = threading.Event(), [0.0]
+
+    def sample() -> None:
+        while not done.wait(0.1):
+            with contextlib.suppress(psutil.Error):
+                me = psutil.Process()
+                family = [me, *me.children(recursive=True)]
+                peaks[0] = max(peaks[0], sum(p.memory_info().rss for p in family) / 1e6)
+
+    thread = threading.Thread(target=sample, daemon=True)
+    thread.start()
+    try:
+        yield lambda: round(peaks[0], 1)
+    finally:
+        done.set()
+        thread.join()
 
 
 # Shared parts

@@ -7,12 +7,12 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import func, select
+from sqlalchemy import func, select, text
 from sqlalchemy.orm import Session
 
 from farm.errors import FarmError
 from farm.ledger.store import Ledger, db_now
-from farm.ledger.tables import AttemptRow, JobRow, SegmentRow, WorkerRow
+from farm.ledger.tables import LEASED, AttemptRow, JobRow, SegmentRow, WorkerRow
 from farm.models import load_model
 from farm.states import FINISHED, Continuity, JobState, SegmentKind, WorkerState
 
@@ -73,7 +73,7 @@ def forecast(ledger: Ledger) -> Forecast:
             job_id: int(frames)
             for job_id, frames in session.execute(
                 select(SegmentRow.job_id, func.sum(SegmentRow.frames_now))
-                .where(SegmentRow.lease_until.is_not(None), SegmentRow.kind == SegmentKind.RENDER)
+                .where(text(LEASED), SegmentRow.kind == SegmentKind.RENDER)
                 .group_by(SegmentRow.job_id)
             )
         }

@@ -7,13 +7,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import func, insert, literal, select
+from sqlalchemy import func, insert, literal, select, text
 from sqlalchemy.dialects.postgresql import insert as postgres_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.orm import Session
 
 from farm.ledger.store import Ledger, db_now
-from farm.ledger.tables import NO_DEADLINE, BatchRow, EventRow, JobRow, LockRow, OutboxRow, OwnerRow, SegmentRow, plain
+from farm.ledger.tables import (
+    CLAIMABLE,
+    NO_DEADLINE,
+    BatchRow,
+    EventRow,
+    JobRow,
+    LockRow,
+    OutboxRow,
+    OwnerRow,
+    SegmentRow,
+    plain,
+)
 from farm.ledger.values import JobRequest
 from farm.states import JobState, SegmentKind, SegmentState
 
@@ -139,9 +150,7 @@ def _ranks(session: Session, requests: Sequence[JobRequest]) -> list[float]:
     Each owner's jobs are tagged one after another on a virtual clock that runs at the owner's share, so an owner with
     one job is not kept behind another one's two hundred.  The cost of a job is its seconds of audio.
     """
-    now = session.scalar(
-        select(func.min(SegmentRow.rank)).where(SegmentRow.state == SegmentState.QUEUED, ~SegmentRow.held)
-    )
+    now = session.scalar(select(func.min(SegmentRow.rank)).where(text(CLAIMABLE)))
     if now is None:  # nobody waits: the clock stands where the last work was tagged to end
         now = session.scalar(select(func.max(OwnerRow.finish_tag))) or 0.0
     names = sorted({r.owner for r in requests})

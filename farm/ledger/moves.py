@@ -36,7 +36,7 @@ from farm.ledger.owners import breaks_quota, within_quota
 from farm.ledger.read import job_value, segment_value
 from farm.ledger.ripple import lock_job, owe, ready_all, ready_next, ripple
 from farm.ledger.store import Ledger, db_now
-from farm.ledger.tables import CLAIMABLE, ArtifactRow, AttemptRow, JobRow, SegmentRow, WorkerRow, plain
+from farm.ledger.tables import CLAIMABLE, LEASED, ArtifactRow, AttemptRow, JobRow, SegmentRow, WorkerRow, plain
 from farm.ledger.values import Lease, NewArtifact, Reused
 from farm.planning import PlannedSegment
 from farm.retry import Decision, RetryPolicy
@@ -554,9 +554,7 @@ def expire_leases(
         dead = SegmentRow.leased_by == worker
     with ledger.read() as session:
         found = session.execute(
-            select(SegmentRow.id, SegmentRow.job_id)
-            .where(SegmentRow.state == SegmentState.LEASED, dead)
-            .order_by(SegmentRow.id)
+            select(SegmentRow.id, SegmentRow.job_id).where(text(LEASED), dead).order_by(SegmentRow.id)
         ).all()
     return [
         segment_id

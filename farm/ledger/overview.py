@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import and_, case, func, or_, select
+from sqlalchemy import and_, case, func, or_, select, text
 
 from farm.ledger.read import segment_value
 from farm.ledger.store import Ledger, db_now
-from farm.ledger.tables import AttemptRow, EventRow, JobRow, SegmentRow, WorkerRow
+from farm.ledger.tables import CLAIMABLE, LEASED, AttemptRow, EventRow, JobRow, SegmentRow, WorkerRow
 from farm.ledger.values import Segment
 from farm.states import FINISHED, JobState, SegmentKind, WorkerState
 
@@ -156,11 +156,7 @@ def counts_by_state(ledger: Ledger, *, owner: str | None = None) -> dict[str, in
 def active_job_ids(ledger: Ledger, *, limit: int = 200) -> list[int]:
     """Jobs with a segment under lease."""
     with ledger.read() as session:
-        return list(
-            session.scalars(
-                select(SegmentRow.job_id).where(SegmentRow.lease_until.is_not(None)).distinct().limit(limit)
-            )
-        )
+        return list(session.scalars(select(SegmentRow.job_id).where(text(LEASED)).distinct().limit(limit)))
 
 
 def last_event_id(ledger: Ledger) -> int:
@@ -216,9 +212,7 @@ def figures(ledger: Ledger, bounds: Sequence[float]) -> Figures:
         jobs = session.execute(select(JobRow.model, JobRow.state, func.count()).group_by(JobRow.model, JobRow.state))
         by_state = {(model, state.value): count for model, state, count in jobs}
         queued = session.execute(
-            select(SegmentRow.queue, func.count())
-            .where(SegmentRow.state == "queued", ~SegmentRow.held)
-            .group_by(SegmentRow.queue)
+            select(SegmentRow.queue, func.count()).where(text(CLAIMABLE)).group_by(SegmentRow.queue)
         )
         depth = {queue: count for queue, count in queued}
         ended = session.execute(

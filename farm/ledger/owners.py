@@ -6,14 +6,25 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, ScalarSelect, Select, String, bindparam, func, literal_column, select, text
+from sqlalchemy import (
+    ColumnElement,
+    ScalarSelect,
+    Select,
+    String,
+    TextClause,
+    bindparam,
+    func,
+    literal_column,
+    select,
+    text,
+)
 from sqlalchemy.orm import Session, aliased
 
 from farm.errors import InputError, NotFound
 from farm.ledger.history import append
 from farm.ledger.store import Ledger
-from farm.ledger.tables import JobRow, OwnerRow, SegmentRow
-from farm.states import SegmentKind, SegmentState
+from farm.ledger.tables import CLAIMABLE, LEASED, JobRow, OwnerRow, SegmentRow
+from farm.states import SegmentKind
 
 # Written into the statement and not bound: only then can PostgreSQL see that the index of leases serves it.
 _LEASED: ColumnElement[str] = literal_column("'leased'")
@@ -33,15 +44,15 @@ class Owner:
 def owners(ledger: Ledger) -> list[Owner]:
     """Everybody for whom a job was ever submitted, by name."""
     with ledger.read() as session:
-        running = _count_by_owner(session, SegmentRow.state == _LEASED)
-        waiting = _count_by_owner(session, SegmentRow.state == SegmentState.QUEUED, ~SegmentRow.held)
+        running = _count_by_owner(session, text(LEASED))
+        waiting = _count_by_owner(session, text(CLAIMABLE))
         rows: Sequence[OwnerRow] = session.scalars(select(OwnerRow).order_by(OwnerRow.name)).all()
         return [
             Owner(row.name, row.share, row.quota, running.get(row.name, 0), waiting.get(row.name, 0)) for row in rows
         ]
 
 
-def _count_by_owner(session: Session, *where: ColumnElement[bool]) -> dict[str, int]:
+def _count_by_owner(session: Session, *where: TextClause) -> dict[str, int]:
     rows = session.execute(
         select(JobRow.owner, func.count())
         .select_from(SegmentRow)

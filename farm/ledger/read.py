@@ -6,12 +6,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import and_, case, exists, func, or_, select
+from sqlalchemy import and_, case, exists, func, or_, select, text
 from sqlalchemy.orm import Session
 
 from farm.errors import NotFound
 from farm.ledger.store import Ledger, db_now
 from farm.ledger.tables import (
+    CLAIMABLE,
+    LEASED,
     NO_DEADLINE,
     ArtifactRow,
     AttemptRow,
@@ -292,7 +294,7 @@ def workers(ledger: Ledger) -> list[Worker]:
 
 def running(ledger: Ledger, job_ids: Sequence[int] = ()) -> list[Segment]:
     """Segments under lease now."""
-    query = select(SegmentRow).where(SegmentRow.state == SegmentState.LEASED)
+    query = select(SegmentRow).where(text(LEASED))
     if job_ids:
         query = query.where(SegmentRow.job_id.in_(job_ids))
     with ledger.read() as session:
@@ -303,9 +305,7 @@ def queue_depths(ledger: Ledger) -> dict[str, int]:
     """How many segments wait in each queue for a worker."""
     with ledger.read() as session:
         rows = session.execute(
-            select(SegmentRow.queue, func.count())
-            .where(SegmentRow.state == SegmentState.QUEUED, ~SegmentRow.held)
-            .group_by(SegmentRow.queue)
+            select(SegmentRow.queue, func.count()).where(text(CLAIMABLE)).group_by(SegmentRow.queue)
         ).all()
         return {queue: count for queue, count in rows}
 
@@ -313,18 +313,16 @@ def queue_depths(ledger: Ledger) -> dict[str, int]:
 def ringable_queues(ledger: Ledger, older_than_seconds: float) -> list[str]:
     """Queues in which something claimable has waited longer than this."""
     with ledger.read() as session:
-        return list(
-            session.scalars(
-                select(SegmentRow.queue)
-                .where(
-                    SegmentRow.state == SegmentState.QUEUED,
-                    ~SegmentRow.held,
-                    SegmentRow.not_before <= db_now(),
-                    func.coalesce(SegmentRow.queued_at, 0.0) < db_now() - older_than_seconds,
-                )
-                .distinct()
-            )
+        queues = session.scalars(select(SegmentRow.queue).where(text(CLAIMABLE)).distinct()).all()
+        # One question a queue, which its first segment answers, in place of one that looks at all that waits.
+        waits = select(SegmentRow.id).where(
+            text(CLAIMABLE),
+            SegmentRow.not_before <= db_now(),
+            func.coalesce(SegmentRow.queued_at, 0.0) < db_now() - older_than_seconds,
         )
+        return [
+            queue for queue in queues if session.scalar(waits.where(SegmentRow.queue == queue).limit(1)) is not None
+        ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -342,9 +340,7 @@ def stuck(ledger: Ledger, *, alive_seconds: float = 60.0, sample: int = 5) -> li
     found: list[Stuck] = []
     with ledger.read() as session:
         waiting = session.execute(
-            select(SegmentRow.queue, func.count())
-            .where(SegmentRow.state == SegmentState.QUEUED, ~SegmentRow.held)
-            .group_by(SegmentRow.queue)
+            select(SegmentRow.queue, func.count()).where(text(CLAIMABLE)).group_by(SegmentRow.queue)
         ).all()
         now = session.scalar(select(db_now())) or 0.0
         for queue, count in waiting:
@@ -372,10 +368,7 @@ def stuck(ledger: Ledger, *, alive_seconds: float = 60.0, sample: int = 5) -> li
                     )
                 continue
             ids = session.scalars(
-                select(SegmentRow.job_id)
-                .where(SegmentRow.queue == queue, SegmentRow.state == SegmentState.QUEUED, ~SegmentRow.held)
-                .distinct()
-                .limit(sample)
+                select(SegmentRow.job_id).where(SegmentRow.queue == queue, text(CLAIMABLE)).distinct().limit(sample)
             ).all()
             found.append(Stuck(queue, count, tuple(ids), _why_nobody(queue, rows, now, alive_seconds)))
     return found
@@ -467,7 +460,7 @@ def overdue_workers(ledger: Ledger, machine: str, *, before: float | None = None
                 WorkerRow.machine == machine,
                 # A claim whose answer was lost leaves a lease that its worker knows nothing of.
                 WorkerRow.segment_id == SegmentRow.id,
-                SegmentRow.state == SegmentState.LEASED,
+                text(LEASED),
                 SegmentRow.lease_until < (db_now() if before is None else before),
             )
         ).all()

@@ -34,6 +34,7 @@ from farm.states import ArtifactKind, Continuity, JobState, SegmentKind, Segment
 # The condition of the claim's index.  The claim repeats it to the letter: a database takes a partial index only where
 # it can prove the condition, and it cannot look into bound parameters.
 CLAIMABLE = "segments.state = 'queued' AND NOT segments.held"
+LEASED = "segments.state = 'leased'"  # of the index of leases, likewise
 _QUEUED = text("state = 'queued' AND NOT held")
 NO_DEADLINE = 1e15  # sorts after every real deadline, so that one index serves the claim
 
