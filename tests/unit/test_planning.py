@@ -107,7 +107,7 @@ def test_a_film_without_frames_is_refused() -> None:
 # Parallel films: cuts that the sound decides
 
 
-USUAL = 3000
+USUAL = 3000  # samples
 
 
 @st.composite
