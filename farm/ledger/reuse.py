@@ -81,8 +81,8 @@ def pace(ledger: Ledger, model: str) -> float | None:
             .order_by(AttemptRow.id.desc())
             .limit(_LATELY)
         ).all()
-    seconds = sum(float(took or 0.0) for _, took in rows)
-    return sum(int(frames) for frames, _ in rows) / seconds if seconds else None
+    seconds = sum(took or 0.0 for _, took in rows)
+    return sum(frames for frames, _ in rows) / seconds if seconds else None
 
 
 def known_segments(ledger: Ledger, keys: Sequence[str]) -> list[KnownSegment]:
