@@ -35,6 +35,7 @@ from workers.heart import LiveWatch
 from workers.host.parent import Host
 from workers.host.wire import HungUp, Wire
 from workers.preparing import make_portrait
+from workers.rendering import StopWatcher
 
 log = logging.getLogger(__name__)
 
@@ -160,9 +161,10 @@ class LiveDoor:
 class LiveStage:
     """What serves one session after the other with a worker's host."""
 
-    def __init__(self, settings: LiveSettings, model: ModelSpec, folder: Path) -> None:
-        """`folder` holds portraits while their sessions last."""
+    def __init__(self, settings: LiveSettings, model: ModelSpec, folder: Path, stop_seconds: float) -> None:
+        """`folder` holds portraits while their sessions last; a host that must stop and does not is killed."""
         self._settings = settings
+        self._stop_seconds = stop_seconds
         self._model = model
         self._folder = folder
         self._workshop = Workshop()
@@ -187,8 +189,10 @@ class LiveStage:
                 return f"the session has lasted {self._settings.session_minutes:g} minutes"
             return why_stop()
 
+        watcher = StopWatcher(why, host, self._stop_seconds)
         try:
-            frames = self._talk(guest, host, why)
+            with watcher:
+                frames = self._talk(guest, host, why)
             return f"closed after {frames} frames"
         except HungUp:
             return "the client went away"
@@ -199,7 +203,10 @@ class LiveStage:
             guest.refuse(str(error), "input")
             return str(error)
         except FarmError as error:
-            guest.refuse(str(error), "engine")
+            if watcher.word is not None:
+                guest.refuse(watcher.word, "ended")
+            else:
+                guest.refuse(str(error), "engine")
             raise
         except Exception:
             guest.refuse("the session failed; the worker's log says why", "engine")

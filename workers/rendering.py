@@ -116,7 +116,7 @@ class Renderer:
 
     def _drive_host(self, lease: Lease, watch: LeaseWatch, encoder: SegmentEncoder) -> Rendered:
         segment = lease.segment
-        watcher = _StopWatcher(watch, self.host, self._stop_seconds)
+        watcher = StopWatcher(watch.why_stop, self.host, self._stop_seconds)
         try:
             with watcher:
                 events = self.host.render(
@@ -184,19 +184,19 @@ def _of_part(part: Part | None) -> dict[str, Any]:
     }
 
 
-class _StopWatcher:
+class StopWatcher:
     """Asks, while a render runs, whether it is still wanted; stops the host at its next chunk, kills it in the end."""
 
-    def __init__(self, watch: LeaseWatch, host: Host, stop_seconds: float) -> None:
+    def __init__(self, why_stop: Callable[[], str | None], host: Host, stop_seconds: float) -> None:
         self.word: str | None = None
-        self._watch = watch
+        self._why_stop = why_stop
         self._host = host
         self._stop_seconds = stop_seconds
         self._done = threading.Event()
         here = contextvars.copy_context()  # so that its lines bear the ids of this attempt
         self._thread = threading.Thread(target=here.run, args=(self._run,), name="stop-watcher", daemon=True)
 
-    def __enter__(self) -> _StopWatcher:
+    def __enter__(self) -> StopWatcher:
         self._thread.start()
         return self
 
@@ -207,7 +207,7 @@ class _StopWatcher:
     def _run(self) -> None:
         while not self._done.wait(0.1):
             try:
-                word = self._watch.why_stop()
+                word = self._why_stop()
             except Exception as error:  # the ledger is away: the lease decides in the end
                 log.warning("could not ask whether the render is still wanted: %s", error)
                 continue

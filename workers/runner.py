@@ -411,7 +411,9 @@ class Runner:
         if model.live is None or not self.settings.live.sessions:
             return None, None
         path = self.settings.live_socket(self.name)
-        stage = LiveStage(self.settings.live, model, self.settings.home / "live" / path.stem)
+        stage = LiveStage(
+            self.settings.live, model, self.settings.home / "live" / path.stem, self.settings.host.stop_seconds
+        )
         return stage, LiveDoor(self.ledger, self.name, path, self._welcome)
 
     def _open_door(self) -> None:

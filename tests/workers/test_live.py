@@ -230,3 +230,13 @@ def test_a_host_that_dies_in_a_session_is_replaced_and_the_client_is_told(farm: 
         job = farm.planned(seconds=1.0)
         farm.wait_for(job, JobState.ASSEMBLING)
         assert crew.sick_reason(farm.ledger, read.workers(farm.ledger)[0].name) is None
+
+
+def test_a_host_that_hangs_in_a_session_does_not_keep_its_worker_from_stopping(farm: SmallFarm) -> None:
+    farm.change("host", stop_seconds=0.3)
+    runner = farm.runner()
+    with running(runner), opened(farm, prompt="hang@0") as client:
+        client.wire.send({"say": "speech"}, bytes(2 * SAMPLES))
+        runner.stop()
+        answer = client.wire.receive()[0]
+        assert (answer["kind"], answer["message"]) == ("ended", "the worker was stopped")

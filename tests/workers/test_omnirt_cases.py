@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
+from itertools import pairwise
 
 from farm.ledger import read
 from farm.states import JobState
@@ -34,4 +34,4 @@ def test_case_20_jobs_submitted_at_once_are_rendered_one_after_the_other(farm: S
         (a.started_at, a.ended_at or 0.0) for job in jobs for a in read.attempts(farm.ledger, job) if a.worker != "test"
     )
     assert len(tried) >= 4
-    assert all(ended <= begins for (_, ended), (begins, _) in itertools.pairwise(tried))
+    assert all(ended <= begins for (_, ended), (begins, _) in pairwise(tried))

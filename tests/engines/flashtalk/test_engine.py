@@ -131,3 +131,17 @@ def test_pixels_that_are_not_numbers_fail_the_chunk_and_leave_the_engine_usable(
         session.step()
     tiny._films.clear()
     assert tiny.begin(film(settings={"steps": 1}), 0, None).step().shape == (28, 32, 32, 3)
+
+
+def test_a_live_sessions_frames_are_those_of_the_film(tiny: Any, film: Any) -> None:
+    sound = Speech(56 * 640)
+    whole = tiny.begin(film(audio=sound, total_frames=56), 0, None)
+    expected = np.concatenate([whole.step(), whole.step()])
+
+    grows = Speech(0)
+    session = tiny.begin(film(audio=grows, total_frames=10_000, live_frames=28), 0, None)
+    made = []
+    for heard in (28 * 640, 56 * 640):
+        grows.samples = sound.samples[:heard]
+        made.append(session.step())
+    assert np.array_equal(np.concatenate(made), expected)
