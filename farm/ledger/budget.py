@@ -70,7 +70,7 @@ def pause_what_is_spent(ledger: Ledger, price: Price) -> list[int]:
     moves = exists().where(JobRow.batch_id == BatchRow.id, JobRow.state.not_in(list(FINISHED)), ~JobRow.paused)
     with ledger.read() as session:
         limits = {
-            batch_id: budget
+            batch_id: float(budget or 0.0)
             for batch_id, budget in session.execute(
                 select(BatchRow.id, BatchRow.budget).where(BatchRow.budget.is_not(None), moves)
             )

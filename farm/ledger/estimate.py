@@ -150,7 +150,7 @@ def _seconds_to_end(session: Session, model: str) -> float:
         .order_by(JobRow.id.desc())
         .limit(FILMS)
     ).all()
-    return statistics.median([seconds / audio for seconds, audio in rows if audio]) if rows else 0.0
+    return statistics.median([(seconds or 0.0) / audio for seconds, audio in rows if audio]) if rows else 0.0
 
 
 def _error(session: Session) -> tuple[float | None, int]:

@@ -171,6 +171,8 @@ class Conversation:
         sessions: set[Conversation] = self._socket.app.state.live_sessions
         sessions -= {other for other in sessions if other.is_over}
         most = self._context.settings.live.sessions
+        if not most:
+            raise Refused("no_host", "This farm serves no live sessions")
         if len(sessions) >= most:
             raise Refused("busy", f"This server keeps {most} live sessions at once and has them; try again later")
         sessions.add(self)

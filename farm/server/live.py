@@ -42,6 +42,7 @@ class LiveSession:
         self._writer: asyncio.StreamWriter | None = None
         self._answers: asyncio.Queue[tuple[dict[str, Any], bytes] | None] = asyncio.Queue()
         self._listener: asyncio.Task[None] | None = None
+        self._begun = False
         self.ended = False  # the worker hung up
 
     @classmethod
@@ -74,6 +75,7 @@ class LiveSession:
                 await session._connect()
                 wish = {"say": "open", "token": lease.token, "model": model.id, "film": dict(film)}
                 await session._ask(wish, portrait, settings.live.wait_seconds)
+                session._begun = True
             except (NoHost, OSError) as error:
                 log.warning("%s does not give its host: %s", lease.worker, error)
                 await session.close()
@@ -105,8 +107,9 @@ class LiveSession:
     async def close(self) -> None:
         """Give the host back."""
         if self._writer is not None:
-            with contextlib.suppress(OSError, TimeoutError, FarmError):
-                await self._ask({"say": "close"}, b"", _CLOSE_SECONDS)
+            if self._begun and not self.ended:  # a worker that still renders its segment would not answer
+                with contextlib.suppress(OSError, TimeoutError, FarmError):
+                    await self._ask({"say": "close"}, b"", _CLOSE_SECONDS)
             self._writer.close()
         if self._listener is not None:
             self._listener.cancel()
