@@ -2,6 +2,7 @@
 """Make files that a farm must survive, and a batch file that names them all, each with the sentence it must get.
 
     scripts/make_bad_inputs.py /tmp/bad && farm submit /tmp/bad/bad.jsonl --skip-bad --wait
+    scripts/make_bad_inputs.py /tmp/bad --table docs/bad-input.md
 
 Writes `bad.jsonl`, one row for each case, and `cases.json`: for each row where it must end (`submit`, `prepare` or
 `film`) and what must be said about it: the reason of a refusal, or a note in the film's report.
@@ -374,11 +375,42 @@ def make(folder: Path) -> list[Case]:
     return corpus.cases
 
 
+def page(cases: list[Case], folder: Path) -> str:
+    """docs/bad-input.md: every case and what is said about it."""
+    where = {"submit": "refused at submit", "prepare": "fails alone", "film": "becomes a film"}
+
+    def cell(text: str) -> str:
+        shown = text.replace(str(folder), "…").replace("\n", "\\n").replace("|", "\\|")
+        return shown if len(shown) <= 90 else shown[:87] + "..."
+
+    rows = [f"| {cell(case.name)} | {where[case.ends]} | {cell(case.says) or '-'} |" for case in cases]
+    return (
+        f"""# Bad input
+
+{len(cases)} files and rows that mean harm or were made by mistake, and what becomes of each. With `--skip-bad` the
+rows that are refused keep no other row back; a job that fails alone does so once, when it is looked at, and takes no warm
+model with it. The third column is part of the sentence, or of the note in the film's report.
+
+This page is written by `scripts/make_bad_inputs.py`, which makes the files too; `tests/system/test_bad_input.py` submits them
+between two good rows to workers that are warm, and asks for these sentences, for the same processes afterwards, and for the
+neighbours' films.
+
+| case | what becomes of it | what is said |
+| --- | --- | --- |
+"""
+        + "\n".join(rows)
+        + "\n"
+    )
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("folder", type=Path)
+    parser.add_argument("--table", type=Path, help="also write the page that lists all cases")
     options = parser.parse_args()
     cases = make(options.folder)
+    if options.table:
+        options.table.write_text(page(cases, options.folder), encoding="utf-8")
     counts = {end: sum(case.ends == end for case in cases) for end in ("submit", "prepare", "film")}
     print(f"{len(cases)} cases in {options.folder}: {counts}")
     return 0

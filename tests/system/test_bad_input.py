@@ -22,7 +22,7 @@ from tests.system.stage import Stage, stage
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "scripts"))
 
-from make_bad_inputs import SECRET, Case, make  # noqa: E402
+from make_bad_inputs import SECRET, Case, make, page  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -129,3 +129,8 @@ def test_no_playlist_was_followed_and_no_name_was_executed(outcome: Outcome) -> 
     assert SECRET not in outcome.everything_said
     assert "Traceback" not in outcome.everything_said
     assert not (ROOT / "owned").exists()
+
+
+def test_the_page_lists_every_case(outcome: Outcome) -> None:
+    folder = Path(str(outcome.cases[0].row["portrait"])).parent
+    assert (ROOT / "docs/bad-input.md").read_text(encoding="utf-8") == page(outcome.cases, folder)
