@@ -388,12 +388,12 @@ def page(cases: list[Case], folder: Path) -> str:
         f"""# Bad input
 
 {len(cases)} files and rows that mean harm or were made by mistake, and what becomes of each. With `--skip-bad` the
-rows that are refused keep no other row back; a job that fails alone does so once, when it is looked at, and takes no warm
-model with it. The third column is part of the sentence, or of the note in the film's report.
+rows that are refused keep no other row back; a job that fails alone does so once, when it is looked at, and takes
+no warm model with it. The third column is part of the sentence, or of the note in the film's report.
 
-This page is written by `scripts/make_bad_inputs.py`, which makes the files too; `tests/system/test_bad_input.py` submits them
-between two good rows to workers that are warm, and asks for these sentences, for the same processes afterwards, and for the
-neighbours' films.
+This page is written by `scripts/make_bad_inputs.py`, which makes the files too; `tests/system/test_bad_input.py`
+submits them between two good rows to workers that are warm, and asks for these sentences, for the same processes
+afterwards, and for the neighbours' films.
 
 | case | what becomes of it | what is said |
 | --- | --- | --- |
