@@ -31,6 +31,8 @@ def main(argv: list[str]) -> int:
         sys.stderr.write(f"farm: {error}\n")
         return error.exit_code
     named = {word.split("=", 1)[0].replace("-", "_").replace("__", "--", 1) for word in argv}
+    # Flower reads variables of its own, such as FLOWER_PORT, which an option would override.
+    named |= {f"--{name.removeprefix('FLOWER_').lower()}" for name in os.environ if name.startswith("FLOWER_")}
     options = [f"{name}={value}" for name, value in DEFAULTS.items() if name not in named]
     # Read-only Flower on loopback shows its page without a login; anything wider needs one of Flower's logins.
     os.environ.setdefault("FLOWER_UNAUTHENTICATED_API", "true")

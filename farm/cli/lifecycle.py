@@ -8,7 +8,7 @@ import time
 
 import click
 
-from farm import supervisor
+from farm import processes, supervisor
 from farm.cli.farm_context import Farm
 from farm.cli.show import echo_rows, json_option
 from farm.ledger import read
@@ -35,6 +35,7 @@ def up(farm: Farm, flower: bool, serve: bool, wait: bool, foreground: bool, as_j
     """
     if foreground:
         sys.exit(supervisor.main([*(["--flower"] if flower else []), *(["--serve"] if serve else [])]))
+    before = {process.name for process in processes.find_all(farm.settings.run_dir)}
     supervisor.up(farm.settings, flower=flower, serve=serve)
     names = {spec.full_name for spec in load_roster()}
     deadline = time.monotonic() + (farm.settings.host.load_timeout_seconds if wait else 15.0)
@@ -57,10 +58,14 @@ def up(farm: Farm, flower: bool, serve: bool, wait: bool, foreground: bool, as_j
     echo_rows(
         rows, as_json=as_json, columns=("worker", "queue", "device", "state", "note"), empty="no worker answered yet"
     )
-    if flower and not as_json:
-        click.echo("Flower: http://127.0.0.1:5555")
-    if serve and not as_json:
-        click.echo("The farm's page: http://127.0.0.1:8000")
+    for asked, name, where in (
+        (flower, "flower", "Flower: http://127.0.0.1:5555"),
+        (serve, "serve", f"The farm's page: http://{farm.settings.server.host}:{farm.settings.server.port}"),
+    ):
+        if asked and supervisor.NAME in before and name not in before:
+            click.echo(f"the farm ran already, without it: use `farm {name}`, or `farm down` first", err=True)
+        elif asked and not as_json:
+            click.echo(where)
     missing = names - {w.name for w in workers}
     if missing:
         click.echo(f"not there yet: {', '.join(sorted(missing))}; see {farm.settings.logs_dir}", err=True)
