@@ -518,7 +518,6 @@ def chart(title: str, curves: dict[str, list[tuple[int, float]]], goal: float) -
         f"<line x1='{left}' x2='{width - right}' y1='{y(goal):.1f}' y2='{y(goal):.1f}' stroke='#718096'"
         f" stroke-dasharray='5 4'/><text x='{width - right + 6}' y='{y(goal) + 4:.1f}'>goal {goal:g}</text>",
         f"<text x='{left - 6}' y='{y(0) + 4:.1f}' text-anchor='end'>0</text>",
-        f"<text x='{left - 6}' y='{y(goal) + 4:.1f}' text-anchor='end'>{goal:g}</text>",
     ]
     for kind, curve in curves.items():
         if not curve:
@@ -534,7 +533,7 @@ def chart(title: str, curves: dict[str, list[tuple[int, float]]], goal: float) -
             )
         label = {"sqlite": "SQLite", "postgres": "PostgreSQL"}[kind]
         end = y(curve[-1][1]) + (-6 if above else 14)
-        parts.append(f"<text x='{width - right + 14}' y='{end:.1f}' fill='{COLOURS[kind]}'>{label}</text>")
+        parts.append(f"<text x='{width - right + 24}' y='{end:.1f}' fill='{COLOURS[kind]}'>{label}</text>")
     return (
         f"<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 {width} {height}' width='{width}' height='{height}'"
         f" font-family='sans-serif' font-size='12'><rect width='100%' height='100%' fill='white'/>"

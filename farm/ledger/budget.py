@@ -74,6 +74,7 @@ def pause_what_is_spent(ledger: Ledger, price: Price) -> list[int]:
             for batch_id, budget in session.execute(
                 select(BatchRow.id, BatchRow.budget).where(BatchRow.budget.is_not(None), moves)
             )
+            if budget is not None
         }
     if not limits:
         return []

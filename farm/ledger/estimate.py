@@ -150,7 +150,8 @@ def _seconds_to_end(session: Session, model: str) -> float:
         .order_by(JobRow.id.desc())
         .limit(FILMS)
     ).all()
-    return statistics.median([(seconds or 0.0) / audio for seconds, audio in rows if audio]) if rows else 0.0
+    shares = [seconds / audio for seconds, audio in rows if audio and seconds is not None]
+    return statistics.median(shares) if shares else 0.0
 
 
 def _error(session: Session) -> tuple[float | None, int]:
