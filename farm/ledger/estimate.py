@@ -79,6 +79,7 @@ def forecast(ledger: Ledger) -> Forecast:
         }
         paces: dict[_Look, float | None] = {}
         ends = {model: _seconds_to_end(session, model) for model in {row.model for row in rows}}
+        queues: dict[tuple[str, str], str] = {}
         free: dict[str, list[float]] = {}
         jobs: dict[int, float] = {}
         batches: dict[int, float] = {}
@@ -93,7 +94,9 @@ def forecast(ledger: Ledger) -> Forecast:
                 continue
             total = row.total_frames or round(row.audio_seconds * row.fps_num / row.fps_den)
             left = max(0, total - row.frames_done - running.get(row.id, 0)) * pace
-            queue = _queue_of(row.model, row.preset)
+            if (row.model, row.preset) not in queues:
+                queues[row.model, row.preset] = _queue_of(row.model, row.preset)
+            queue = queues[row.model, row.preset]
             workers = free.setdefault(queue, [0.0] * max(1, crew.get(queue, 0)))
             parts = 1 if row.continuity is Continuity.CARRY else len(workers)
             done = 0.0

@@ -553,9 +553,8 @@ def expire_leases(
     if worker is not None:
         dead = SegmentRow.leased_by == worker
     with ledger.read() as session:
-        found = session.execute(
-            select(SegmentRow.id, SegmentRow.job_id).where(text(LEASED), dead).order_by(SegmentRow.id)
-        ).all()
+        # Sorted here: an ORDER BY would lead SQLite through all segments in their order instead of the leases' index.
+        found = sorted(session.execute(select(SegmentRow.id, SegmentRow.job_id).where(text(LEASED), dead)).tuples())
     return [
         segment_id
         for segment_id, job_id in found

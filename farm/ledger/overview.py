@@ -156,7 +156,7 @@ def counts_by_state(ledger: Ledger, *, owner: str | None = None) -> dict[str, in
 def active_job_ids(ledger: Ledger, *, limit: int = 200) -> list[int]:
     """Jobs with a segment under lease."""
     with ledger.read() as session:
-        return list(session.scalars(select(SegmentRow.job_id).where(text(LEASED)).distinct().limit(limit)))
+        return list(dict.fromkeys(session.scalars(select(SegmentRow.job_id).where(text(LEASED)))))[:limit]
 
 
 def last_event_id(ledger: Ledger) -> int:
