@@ -554,7 +554,8 @@ def expire_leases(
         dead = SegmentRow.leased_by == worker
     with ledger.read() as session:
         # Sorted here: an ORDER BY would lead SQLite through all segments in their order instead of the leases' index.
-        found = sorted(session.execute(select(SegmentRow.id, SegmentRow.job_id).where(text(LEASED), dead)).tuples())
+        rows = session.execute(select(SegmentRow.id, SegmentRow.job_id).where(text(LEASED), dead)).all()
+        found = sorted((segment_id, job_id) for segment_id, job_id in rows)
     return [
         segment_id
         for segment_id, job_id in found
