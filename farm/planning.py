@@ -9,12 +9,15 @@ from itertools import pairwise
 from typing import Any, Protocol
 
 
+SPARE_FRAMES = 2  # so many more than whole frames of its sound; the end of a film may need both
+
+
 @dataclass(frozen=True, slots=True)
 class Part:
     """What a segment of a parallel film is rendered from: its own sound, as a film of its own.
 
-    It has one frame more than the film may need of it: how many frames lie between two cuts depends on where the cuts
-    fall between frames of the film, and a segment must not.
+    It has a frame or two more than the film takes of it: how many frames lie between two cuts depends on where the cuts
+    fall between frames of the film, and what is rendered must not.
     """
 
     first_sample: int  # of the driving sound
@@ -167,7 +170,7 @@ def stretches(cuts: Sequence[int], samples: int, rate: int, fps: tuple[int, int]
     found = []
     for start, stop in pairwise([0, *cuts, samples]):
         first, last = nearest(start), total if stop == samples else nearest(stop)
-        rendered = last - first if stop == samples else (stop - start) * num // (rate * den) + 1
+        rendered = (stop - start) * num // (rate * den) + SPARE_FRAMES
         if last > first:
             found.append(Stretch(start, stop, first, last - first, rendered))
     return found

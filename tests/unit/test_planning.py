@@ -189,7 +189,7 @@ def test_parallel_stretches_tile_the_film_within_half_a_frame_of_the_sound(
     for one in found:
         apart = Fraction(one.first_frame) / Fraction(*fps) - Fraction(one.start, rate)
         assert abs(apart * Fraction(*fps)) <= Fraction(1, 2)
-        assert one.rendered - one.frames in (0, 1)
+        assert one.rendered - one.frames in ((0, 1, 2) if one is found[-1] else (1, 2))
 
 
 @given(st.integers(8_000, 900_000), st.integers(8_000, 900_000), st.integers(8_000, 900_000), RATES, FPS)

@@ -168,3 +168,38 @@ def test_a_submission_can_tell_beforehand_what_will_be_rendered(farm: SmallFarm)
     render(farm, PARALLEL | {"audio": str(before)})
     assert foreseen() == [(4, 1, 0.4)]
     assert len(read.jobs(farm.ledger)) == 1
+
+
+def talk(path: Path, *parts: tuple[int, float]) -> Path:
+    """Words with pauses between them at 44.1 kHz; each part is a voice's seed and its seconds."""
+    pieces = []
+    for seed, seconds in parts:
+        dice, samples = np.random.default_rng(seed), 0
+        while samples < seconds * 44_100:
+            word, pause = dice.integers(20_000, 90_000), dice.integers(16_000, 30_000)
+            pieces += [dice.normal(0, 3000, word), dice.normal(0, 15, pause)]
+            samples += word + pause
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(44_100)
+        file.writeframes(np.clip(np.concatenate(pieces), -32768, 32767).astype("<i2").tobytes())
+    return path
+
+
+def test_a_sentence_more_that_lasts_no_whole_number_of_anything_changes_the_segments_beside_it_only(
+    farm: SmallFarm,
+) -> None:
+    farm.change("segments", seconds=6.0)
+    keys = []
+    for name, parts in {"before": [(1, 40.0), (2, 40.0)], "after": [(1, 40.0), (3, 2.345), (2, 40.0)]}.items():
+        job_id = farm.submit(audio=str(talk(farm.home / f"{name}.wav", *parts)), **PARALLEL)
+        lease = farm.claim("cpu", "test", job_id)
+        folder = farm.settings.artifacts_dir
+        plan = prepare(lease.job, lease.token, folder, farm.settings.segments, farm.settings.film).plan
+        keys.append([item.content_key for item in plan])
+    before, after = keys
+    assert len(before) > 10
+    assert len(set(after) - set(before)) <= 3
+    assert after[:4] == before[:4]
+    assert after[-4:] == before[-4:]

@@ -83,10 +83,10 @@ class Pose:
 
 
 # Where segments of a parallel film are joined: the head returns to its middle over the first time, mouth and lids over
-# the second.  The last frames are at rest, because the film may leave out the very last one.
+# the second.  The last frames are at rest, because the film leaves out one or two of them.
 _RETURN_SECONDS = 0.9
 _CLOSE_SECONDS = 0.16
-_REST_FRAMES = 2
+_REST_FRAMES = 3
 _HEAD = ("brow", "yaw", "pitch", "roll", "shift_x", "shift_y", "breath", "gaze_x", "gaze_y")
 _FACE = ("open", "wide", "round", "close", "tuck", "teeth", "tongue", "talk", "level", "blink")
 
