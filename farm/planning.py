@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from typing import Any, Protocol
 
-
 SPARE_FRAMES = 2  # so many more than whole frames of its sound; the end of a film may need both
 
 
