@@ -38,10 +38,12 @@ class Forecast:
 
     def __str__(self) -> str:
         text = (
-            f"{self.request.name}: {self.reused} of {self.reused + self.rendered} segments are known,"
-            f" {self.rendered} are to be rendered, {self.rendered_seconds:.0f} s of film"
+            f"{self.request.name}: {self.reused} of {self.reused + self.rendered} segments are known;"
+            f" {self.rendered} to render, {self.rendered_seconds:.0f} s of film"
         )
-        return text if self.takes_seconds is None else f"{text}, in about {max(1.0, self.takes_seconds):.0f} s"
+        if not self.rendered or self.takes_seconds is None:
+            return text
+        return f"{text}, about {max(1.0, self.takes_seconds):.0f} s beside preparing and joining"
 
 
 def forecast(ledger: Ledger, requests: Sequence[JobRequest], segment_seconds: float) -> Iterator[Forecast]:
