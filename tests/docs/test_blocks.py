@@ -33,13 +33,15 @@ ROOT = Path(__file__).resolve().parents[2]
 READMES = ["README.md", "README.zh.md"]
 DOCUMENTS = [*READMES, *sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md"))]
 
+LONG = ["docs/operations.md", "docs/scale.md"]  # a minute each; part of FARM_TEST_SLOW=1
+
 # The front page stays free of marks, so those of both READMEs stand here.
 README_MARKS = {
     "./scripts/demo": "it sets up and renders for minutes",
     "./scripts/test": "it is what runs this",
 }
 # What is left out, over all documents.  Raise it only with a reason in the document.
-NOT_RUN = 15
+NOT_RUN = 17
 
 # Kinds of blocks that are no command and no file: what a program printed, a drawing, another server's language.
 SHOWN = ("text", "mermaid", "sql")
@@ -277,7 +279,12 @@ def submit_rows(desk: Desk, block: Block, suffix: str) -> None:
     desk.bash("farm submit block.jsonl --dry-run", block.where)
 
 
-@pytest.mark.parametrize("opened", DOCUMENTS, ids=str, indirect=True)
+@pytest.mark.parametrize(
+    "opened",
+    [pytest.param(name, marks=[pytest.mark.slow] if name in LONG else []) for name in DOCUMENTS],
+    ids=str,
+    indirect=True,
+)
 def test_every_block_of_a_document_runs(opened: tuple[Desk, str]) -> None:
     desk, document = opened
     blocks = [block for block in document_blocks(document) if block.is_run and block.kind not in SHOWN]
