@@ -39,9 +39,14 @@ class Theatre:
     def submit(self, name: str, seconds: float, **cells: str) -> int:
         folder = self.farm.folder / "in"
         folder.mkdir(exist_ok=True)
+        portrait, sound = folder / "p.png", folder / f"{seconds}.wav"
+        if not portrait.exists():  # a job that is being prepared must not find it half written
+            material.portrait(portrait)
+        if not sound.exists():
+            material.sound(sound, seconds)
         row = {
-            "portrait": str(material.portrait(folder / "p.png")),
-            "audio": str(material.sound(folder / f"{seconds}.wav", seconds)),
+            "portrait": str(portrait),
+            "audio": str(sound),
             "model": "pattern",
             "size": "64x64",
             "name": name,

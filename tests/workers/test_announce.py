@@ -58,7 +58,7 @@ def test_a_film_is_told_attempt_by_attempt(farm: SmallFarm, tmp_path: Path) -> N
         ["started", "succeeded"],  # assemble
     ]
     assert recorder.reasons == ["the model gave no picture"]
-    assert recorder.results[0] == {"frames": 25, "segments": 3, "device": "cpu"}
+    assert recorder.results[0] == {"frames": 25, "segments": 3, "reused": 0, "device": "cpu"}
     assert [result["frames"] for result in recorder.results] == [25, 5, 10, 10, 25]
     assert recorder.results[-1]["file"] == read.job(farm.ledger, job_id).output
 

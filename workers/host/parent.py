@@ -235,11 +235,13 @@ class Host:
         process, self._process = self._process, None
         wire, self._wire = self._wire, None
         self.loaded = None
-        if wire is not None:
-            wire.close()
+        # The wire is closed last: a child that finds it closed ends by itself, and whoever left its group would then
+        # have no parent to be found by.
         if process is not None:
             kill_group(process.pid)
             process.wait(_KILL_SECONDS)
+        if wire is not None:
+            wire.close()
 
     def last_words(self, lines: int = 6) -> str:
         """The end of what the child printed since it was started."""
