@@ -14,7 +14,8 @@ import numpy as np
 
 from farm.errors import FarmError
 from farm.ledger import Ledger, read
-from farm.ledger.reuse import known_sounds, pace
+from farm.ledger.estimate import pace
+from farm.ledger.reuse import known_sounds
 from farm.ledger.values import JobRequest
 from farm.media.decode import decode_native
 from farm.media.pauses import find_pauses

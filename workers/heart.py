@@ -42,6 +42,7 @@ class LeaseWatch:
     def why_stop(self) -> str | None:
         """A word of moves.Standing when the attempt must end, "shutdown" when the worker must; None to go on."""
         if self._lost.is_set():
+            # A cancelled segment has no lease to renew either, and a person should read which of the two it was.
             cancelled = moves.standing(self._ledger, self.lease) == moves.Standing.CANCELLED
             return moves.Standing.CANCELLED if cancelled else moves.Standing.LOST
         if self._stopping.is_set():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from sqlalchemy import case, exists, func, select, update
+from sqlalchemy import and_, case, exists, func, select, update
 from sqlalchemy.orm import Session
 
 from farm.errors import InputError, NotFound
@@ -67,12 +67,14 @@ def pause_what_is_spent(ledger: Ledger, price: Price) -> list[int]:
     The reaper asks for this in every round, so a batch whose jobs somebody resumed without more budget rests again.
     What its running segments cost until they stop at their next chunk comes on top.
     """
-    moves = exists().where(JobRow.batch_id == BatchRow.id, JobRow.state.not_in(list(FINISHED)), ~JobRow.paused)
+    moves = and_(JobRow.state.not_in(list(FINISHED)), ~JobRow.paused)
     with ledger.read() as session:
         limits = {
-            batch_id: float(budget or 0.0)
+            batch_id: budget
             for batch_id, budget in session.execute(
-                select(BatchRow.id, BatchRow.budget).where(BatchRow.budget.is_not(None), moves)
+                select(BatchRow.id, BatchRow.budget).where(
+                    BatchRow.budget.is_not(None), exists().where(JobRow.batch_id == BatchRow.id, moves)
+                )
             )
             if budget is not None
         }
@@ -82,11 +84,7 @@ def pause_what_is_spent(ledger: Ledger, price: Price) -> list[int]:
     over = [batch_id for batch_id, budget in limits.items() if price(spent[batch_id]) >= budget]
     for batch_id in over:
         with ledger.read() as session:
-            open_jobs = session.scalars(
-                select(JobRow.id).where(
-                    JobRow.batch_id == batch_id, JobRow.state.not_in(list(FINISHED)), ~JobRow.paused
-                )
-            ).all()
+            open_jobs = session.scalars(select(JobRow.id).where(JobRow.batch_id == batch_id, moves)).all()
         for job_id in open_jobs:
             control.pause(ledger, job_id)
         _tell(ledger, batch_id, limits[batch_id])

@@ -5,14 +5,14 @@ All of it is written here first; running workers read it at their next chunk.
 
 from __future__ import annotations
 
-from sqlalchemy import func, insert, select, update
+from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from farm.errors import InputError, NotFound
 from farm.ledger.history import append
-from farm.ledger.ripple import hold, ready_all, ripple
+from farm.ledger.ripple import hold, owe, ready_all, ripple
 from farm.ledger.store import Ledger, db_now
-from farm.ledger.tables import NO_DEADLINE, ArtifactRow, AttemptRow, JobRow, OutboxRow, SegmentRow, WorkerRow
+from farm.ledger.tables import NO_DEADLINE, ArtifactRow, AttemptRow, JobRow, SegmentRow, WorkerRow
 from farm.states import FINISHED, ArtifactKind, Event, JobState, SegmentState, WorkerState, after, states_before
 
 
@@ -198,7 +198,7 @@ def resume_worker(ledger: Ledger, name: str) -> None:
         if row.state is WorkerState.SICK:
             row.state, row.reason = WorkerState.IDLE, None
         append(session, "resume", worker=name)
-        session.execute(insert(OutboxRow).values(queue=row.queue, created_at=db_now()))
+        owe(session, row.queue)
 
     ledger.write(story)
 
@@ -223,4 +223,4 @@ def _ring_for(session: Session, job_id: int) -> None:
         select(SegmentRow.queue).where(SegmentRow.job_id == job_id, SegmentRow.state == SegmentState.QUEUED).distinct()
     ).all()
     for queue in queues:
-        session.execute(insert(OutboxRow).values(queue=queue, created_at=db_now()))
+        owe(session, queue)

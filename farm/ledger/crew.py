@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import and_, delete, func, insert, or_, select, update
+from sqlalchemy import and_, delete, func, or_, select, update
 from sqlalchemy.dialects.postgresql import insert as postgres_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.orm import Session
@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 from farm.errors import LeaseLost
 from farm.ledger.history import append
 from farm.ledger.read import worker_value
+from farm.ledger.ripple import owe
 from farm.ledger.store import Ledger, db_now
 from farm.ledger.tables import AttemptRow, LockRow, OutboxRow, WorkerRow
 from farm.ledger.values import Worker
@@ -199,7 +200,7 @@ def stop_leading(ledger: Ledger, lock: str, holder: str) -> None:
 
 
 def owe_doorbell(ledger: Ledger, queue: str) -> None:
-    ledger.write(lambda session: session.execute(insert(OutboxRow).values(queue=queue, created_at=db_now())))
+    ledger.write(lambda session: owe(session, queue))
 
 
 def take_owed_doorbells(ledger: Ledger) -> list[str]:

@@ -7,10 +7,11 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import func, select, text
+from sqlalchemy import ColumnElement, func, select, text
 from sqlalchemy.orm import Session
 
 from farm.errors import FarmError
+from farm.ledger.overview import ALIVE_SECONDS
 from farm.ledger.store import Ledger, db_now
 from farm.ledger.tables import LEASED, AttemptRow, JobRow, SegmentRow, WorkerRow
 from farm.models import load_model
@@ -18,7 +19,6 @@ from farm.states import FINISHED, Continuity, JobState, SegmentKind, WorkerState
 
 FILMS = 10  # by how many finished films the error is judged
 SEGMENTS = 50  # how many of the newest segments a speed is taken from
-ALIVE_SECONDS = 60.0
 _Look = tuple[str, str, int, int]  # model, preset, width, height: what decides the speed
 
 
@@ -117,25 +117,32 @@ def _queue_of(model: str, preset: str) -> str:
         return model  # the model's file is gone; its jobs still wait for somebody
 
 
+def pace(ledger: Ledger, model: str) -> float | None:
+    """Frames that one worker lately rendered of this model in a second; None if it never did."""
+    with ledger.read() as session:
+        seconds = _mean_of_newest(session, JobRow.model == model)
+    return 1.0 / seconds if seconds else None
+
+
 def _seconds_per_frame(session: Session, look: _Look, *, before: float | None) -> float | None:
     """Of the newest published segments that look alike, or of the model when there are none, from claim to publish."""
     model, preset, width, height = look
-    alike = [JobRow.preset == preset, JobRow.width == width, JobRow.height == height]
-    for more in (alike, []):
-        newest = (
-            select(AttemptRow.frames.label("frames"), (AttemptRow.ended_at - AttemptRow.started_at).label("seconds"))
-            .join(JobRow, JobRow.id == AttemptRow.job_id)
-            .where(JobRow.model == model, AttemptRow.outcome == "succeed", AttemptRow.frames > 0, *more)
-            .order_by(AttemptRow.id.desc())
-            .limit(SEGMENTS)
-        )
-        if before is not None:
-            newest = newest.where(AttemptRow.ended_at < before)
-        part = newest.subquery()
-        frames, seconds = session.execute(select(func.sum(part.c.frames), func.sum(part.c.seconds))).one()
-        if frames and seconds:
-            return float(seconds) / float(frames)
-    return None
+    known = [JobRow.model == model, *([] if before is None else [AttemptRow.ended_at < before])]
+    alike = (JobRow.preset == preset, JobRow.width == width, JobRow.height == height)
+    return _mean_of_newest(session, *known, *alike) or _mean_of_newest(session, *known)
+
+
+def _mean_of_newest(session: Session, *where: ColumnElement[bool]) -> float | None:
+    newest = (
+        select(AttemptRow.frames.label("frames"), (AttemptRow.ended_at - AttemptRow.started_at).label("seconds"))
+        .join(JobRow, JobRow.id == AttemptRow.job_id)
+        .where(AttemptRow.outcome == "succeed", AttemptRow.frames > 0, *where)
+        .order_by(AttemptRow.id.desc())
+        .limit(SEGMENTS)
+        .subquery()
+    )
+    frames, seconds = session.execute(select(func.sum(newest.c.frames), func.sum(newest.c.seconds))).one()
+    return float(seconds) / float(frames) if frames and seconds else None
 
 
 def _seconds_to_end(session: Session, model: str) -> float:

@@ -12,6 +12,7 @@ from sqlalchemy.dialects.postgresql import insert as postgres_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.orm import Session
 
+from farm.ledger.ripple import owe
 from farm.ledger.store import Ledger, db_now
 from farm.ledger.tables import (
     CLAIMABLE,
@@ -20,7 +21,6 @@ from farm.ledger.tables import (
     EventRow,
     JobRow,
     LockRow,
-    OutboxRow,
     OwnerRow,
     SegmentRow,
     plain,
@@ -97,7 +97,7 @@ def take_in(
         session.execute(
             insert(_EVENTS).from_select(["at", "event", "batch_id", "job_id"], history.order_by(_JOBS.c.id))
         )
-        session.execute(insert(OutboxRow).values(queue=PREPARE_QUEUE, created_at=now))
+        owe(session, PREPARE_QUEUE)
         return Intake(batch_id, tuple(job_ids), known_ids)
 
     return ledger.write(story)

@@ -204,7 +204,8 @@ def _strikes(worker: Any) -> ColumnElement[int]:
     )
 
 
-def _held_lease(lease: Lease) -> ColumnElement[bool]:
+def held_lease(lease: Lease) -> ColumnElement[bool]:
+    """Whether a segment's row is still this lease's."""
     return and_(
         SegmentRow.id == lease.segment.id,
         SegmentRow.state == SegmentState.LEASED,
@@ -218,7 +219,7 @@ def renew(ledger: Ledger, lease: Lease, *, ttl_seconds: float, frames_now: int) 
     def story(session: Session) -> None:
         won = session.scalar(
             update(SegmentRow)
-            .where(_held_lease(lease))
+            .where(held_lease(lease))
             .values(lease_until=db_now() + ttl_seconds, frames_now=frames_now)
             .returning(SegmentRow.id)
         )
@@ -289,7 +290,7 @@ def _succeed(
         lock_job(session, segment.job_id)
         won = session.scalar(
             update(SegmentRow)
-            .where(_held_lease(lease))
+            .where(held_lease(lease))
             .values(
                 state=after(SegmentState.LEASED, Event.SUCCEED),
                 leased_by=None,
@@ -411,9 +412,11 @@ def _publish_reused(session: Session, lease: Lease, reused: Mapping[int, Reused]
 
 
 def _refuse_a_second_version(session: Session, job_id: int, version: str | None) -> None:
+    if version is None:
+        return
     begun_by = session.scalar(select(JobRow.engine_version).where(JobRow.id == job_id))
-    if version is not None and begun_by not in (None, version):
-        raise EngineChanged(f"the film was begun by version {begun_by} of the engine and this is {version}")
+    if begun_by not in (None, version):
+        raise EngineChanged(begun_by, version)
 
 
 def _insert_plan(session: Session, lease: Lease, plan: Sequence[PlannedSegment], queue: str) -> None:
@@ -478,7 +481,7 @@ def release(ledger: Ledger, lease: Lease, decision: Decision, *, frames: int = 0
             values["finished_at"] = db_now()
         if to is SegmentState.QUEUED:
             values["queued_at"] = db_now()
-        won = session.scalar(update(SegmentRow).where(_held_lease(lease)).values(**values).returning(SegmentRow.id))
+        won = session.scalar(update(SegmentRow).where(held_lease(lease)).values(**values).returning(SegmentRow.id))
         if won is None:
             raise LeaseLost(f"{lease.label}: the lease is gone")
         close_attempt(

@@ -6,14 +6,15 @@ import contextlib
 import sqlite3
 from pathlib import Path
 
-from sqlalchemy import delete, func, insert, make_url, select, update
+from sqlalchemy import delete, func, make_url, select, update
 from sqlalchemy.orm import Session
 
 from farm.errors import ConfigError, InputError, LeaseLost
 from farm.ledger.history import append
-from farm.ledger.ripple import lock_job, ripple
+from farm.ledger.moves import held_lease
+from farm.ledger.ripple import lock_job, owe, ripple
 from farm.ledger.store import Ledger, db_now
-from farm.ledger.tables import ArtifactRow, AttemptRow, EventRow, JobRow, OutboxRow, SegmentRow, WorkerRow
+from farm.ledger.tables import ArtifactRow, AttemptRow, EventRow, JobRow, SegmentRow, WorkerRow
 from farm.ledger.values import Lease
 from farm.states import ArtifactKind, Event, SegmentKind, SegmentState
 
@@ -25,9 +26,9 @@ MAX_BEGINNINGS = 3  # then workers of several versions take turns, and the film 
 def render_again(ledger: Ledger, job_id: int, number: int, reason: str) -> bool:
     """Queue a published render segment again because its file is missing or was changed.
 
-    This is the one way out of `succeeded`, taken only while the film is not published: the ledger promised a file that
-    is not there, and promising it further would fail the job for good.  The segments after it keep their carries; the
-    engine's determinism makes the new file equal to the old one.
+    One of two ways out of `succeeded` (see `begin_again`), taken only while the film is not published: the ledger
+    promised a file that is not there, and promising it further would fail the job for good.  The segments after it keep
+    their carries; the engine's determinism makes the new file equal to the old one.
     """
 
     def story(session: Session) -> bool:
@@ -70,7 +71,7 @@ def render_again(ledger: Ledger, job_id: int, number: int, reason: str) -> bool:
         )
         append(session, LOST_AGAIN, job_id=job_id, segment_id=row.id, attempt=row.attempt, detail=reason)
         ripple(session, job_id)
-        session.execute(insert(OutboxRow).values(queue=row.queue, created_at=db_now()))
+        owe(session, row.queue)
         return True
 
     return ledger.write(story)
@@ -86,10 +87,7 @@ def begin_again(ledger: Ledger, lease: Lease, reason: str) -> bool:
 
     def story(session: Session) -> bool:
         lock_job(session, job_id)
-        held = select(SegmentRow.id).where(
-            SegmentRow.id == lease.segment.id, SegmentRow.state == SegmentState.LEASED, SegmentRow.token == lease.token
-        )
-        if session.scalar(held) is None:
+        if session.scalar(select(SegmentRow.id).where(held_lease(lease))) is None:
             raise LeaseLost(f"{lease.label}: the lease is gone")
         before = select(func.count()).where(EventRow.job_id == job_id, EventRow.event == BEGIN_AGAIN)
         if (session.scalar(before) or 0) + 1 >= MAX_BEGINNINGS:
@@ -141,7 +139,7 @@ def begin_again(ledger: Ledger, lease: Lease, reason: str) -> bool:
         session.execute(update(JobRow).where(JobRow.id == job_id).values(engine_version=None))
         append(session, BEGIN_AGAIN, job_id=job_id, worker=lease.worker, detail=reason)
         ripple(session, job_id)
-        session.execute(insert(OutboxRow).values(queue=lease.segment.queue, created_at=db_now()))
+        owe(session, lease.segment.queue)
         return True
 
     return ledger.write(story)

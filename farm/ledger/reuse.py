@@ -9,12 +9,11 @@ from sqlalchemy import exists, select
 
 from farm.ledger.read import artifact_value
 from farm.ledger.store import Ledger
-from farm.ledger.tables import ArtifactRow, AttemptRow, JobRow, SegmentRow
+from farm.ledger.tables import ArtifactRow, JobRow, SegmentRow
 from farm.ledger.values import Artifact, JobRequest
-from farm.states import ArtifactKind, Event, SegmentKind, SegmentState
+from farm.states import ArtifactKind, SegmentKind, SegmentState
 
 _KEYS_PER_QUERY = 500
-_LATELY = 50  # attempts
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,20 +68,6 @@ def known_sounds(ledger: Ledger, request: JobRequest) -> set[str]:
             )
             found.update(part["sound"] for part in parts if part and part.get("sound"))
     return found
-
-
-def pace(ledger: Ledger, model: str) -> float | None:
-    """Frames that one worker lately rendered of this model in a second; None if it never did."""
-    with ledger.read() as session:
-        rows = session.execute(
-            select(AttemptRow.frames, AttemptRow.ended_at - AttemptRow.started_at)
-            .join(JobRow, JobRow.id == AttemptRow.job_id)
-            .where(JobRow.model == model, AttemptRow.outcome == Event.SUCCEED.value, AttemptRow.frames > 0)
-            .order_by(AttemptRow.id.desc())
-            .limit(_LATELY)
-        ).all()
-    seconds = sum(took or 0.0 for _, took in rows)
-    return sum(frames for frames, _ in rows) / seconds if seconds else None
 
 
 def known_segments(ledger: Ledger, keys: Sequence[str]) -> list[KnownSegment]:
