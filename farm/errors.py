@@ -106,8 +106,9 @@ class LeaseLost(LedgerError):
 class EngineChanged(LedgerError):
     """The film was begun by another version of the engine, whose frames may not stand beside this one's."""
 
-    def __init__(self, begun_by: str | None, version: str) -> None:
-        super().__init__(f"the film was begun by version {begun_by} of the engine and this is {version}")
+    @classmethod
+    def between(cls, begun_by: str | None, version: str) -> EngineChanged:
+        return cls(f"the film was begun by version {begun_by} of the engine and this is {version}")
 
 
 class IllegalMove(LedgerError):

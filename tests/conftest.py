@@ -29,6 +29,19 @@ START_SECONDS = 30.0  # far more than either server needs; a machine may be busy
 MakeDatabase = Callable[..., str]
 
 
+# The folders whose tests run whole farms, the longest first.  Run side by side, a long file that came last would leave
+# every other process without work.
+_FIRST = ("system", "docs", "browser", "server", "ledger", "api", "workers")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def turn(item: pytest.Item) -> int:
+        folder = item.path.relative_to(ROOT / "tests").parts[0] if item.path.is_relative_to(ROOT / "tests") else ""
+        return _FIRST.index(folder) if folder in _FIRST else len(_FIRST)
+
+    items.sort(key=turn)
+
+
 def is_strict() -> bool:
     return os.environ.get("FARM_TEST_STRICT") == "1"
 

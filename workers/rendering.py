@@ -80,7 +80,7 @@ class Renderer:
             raise DeviceFault("the host is not loaded")
         version = str(self.host.loaded.description["version"])
         if job.engine_version not in (None, version):
-            raise EngineChanged(job.engine_version, version)
+            raise EngineChanged.between(job.engine_version, version)
 
     def render(self, lease: Lease, watch: LeaseWatch) -> RenderedSegment:
         """Render and seal one segment.

@@ -416,7 +416,7 @@ def _refuse_a_second_version(session: Session, job_id: int, version: str | None)
         return
     begun_by = session.scalar(select(JobRow.engine_version).where(JobRow.id == job_id))
     if begun_by not in (None, version):
-        raise EngineChanged(begun_by, version)
+        raise EngineChanged.between(begun_by, version)
 
 
 def _insert_plan(session: Session, lease: Lease, plan: Sequence[PlannedSegment], queue: str) -> None:

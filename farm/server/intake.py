@@ -188,6 +188,8 @@ def record(here: Context, job_id: int) -> dict[str, Any]:
     job = read.job(here.ledger, job_id)
     answer = omnirt.job_record(here.ledger, job)
     answer["error"] = views.told(job, answer["error"])
+    inputs = answer["request"]["inputs"]
+    inputs |= {name: views.input_name(inputs[name]) for name in ("image", "audio")}
     answer["farm"] = views.summaries(here.ledger, [job_id])[0]
     if job.state is JobState.SUCCEEDED:
         for output in answer["result"]["outputs"]:

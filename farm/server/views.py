@@ -14,6 +14,7 @@ from farm.ledger.live import ADDRESS
 from farm.ledger.progress import JobProgress, job_progress
 from farm.ledger.values import Batch, Job, Worker
 from farm.states import JobState
+from farm.uploads import UPLOAD_ID
 
 _SHOWABLE = {".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".png": "image/png", ".webp": "image/webp"}
 
@@ -77,6 +78,12 @@ def told(job: Job, sentence: str | None) -> str | None:
         sentence = sentence.removeprefix(f"{what} {path}: ")
         sentence = sentence.replace(f"{what} {path}", f"the {what}").replace(path, f"the {what}")
     return sentence[:1].upper() + sentence[1:]
+
+
+def input_name(path: str) -> str:
+    """What a client may call an input that lies at `path`: `upload:ID` if it was sent, else the file's name."""
+    file = Path(path)
+    return f"upload:{file.stem}" if UPLOAD_ID.fullmatch(file.stem) else file.name
 
 
 def portrait_type(path: str) -> str | None:

@@ -50,10 +50,10 @@ def test_bodies_are_bounded_whether_or_not_they_tell_their_length(tmp_path: Path
 
 def test_an_async_generate_is_a_job_record_in_omnirts_words(idle_farm: FarmProcess, speech: Path) -> None:
     with submitter(idle_farm, "eve") as client:
-        record = client.post(
-            "/v1/generate", json=generate_body(send_files(client, speech), seed=7) | {"async_run": True}
-        ).json()
+        sent = send_files(client, speech)
+        record = client.post("/v1/generate", json=generate_body(sent, seed=7) | {"async_run": True}).json()
         assert record["state"] == "queued"
+        assert record["request"]["inputs"] == sent  # what can be sent again, not places on this machine
         assert record["request"]["config"]["seed"] == 7
         assert [event["event"] for event in record["events"]] == ["job_enqueued"]
         assert len(record["trace_id"]) == 32
