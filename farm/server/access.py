@@ -10,18 +10,19 @@ import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated
 from urllib.parse import urlsplit
 
 from fastapi import Depends, HTTPException, Request, Security, WebSocket
-from fastapi.concurrency import run_in_threadpool
 from fastapi.requests import HTTPConnection
 from fastapi.security import APIKeyCookie, APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
 
 from farm.config import ServerSettings
 from farm.errors import ConfigError
 from farm.ledger import Ledger
-from farm.ledger.keys import Scope, find_key
+from farm.ledger.keys import ApiKey, Scope, find_key
+from farm.server.crowd import Crowd
 
 COOKIE = "farm_key"
 REMEMBER_SECONDS = 5.0  # how long a revoked key may still open doors
@@ -82,6 +83,7 @@ class Gate:
         self._rates = Rates(settings.requests_per_second)
         self._refusals = Rates(REFUSALS_PER_SECOND)
         self._known: dict[str, tuple[Caller, float]] = {}
+        self._lookups: Crowd[ApiKey | None] = Crowd()
 
     async def admit(self, request: HTTPConnection, key: str | None, *, by_cookie: bool) -> Caller:
         """Who this is.  Raises HTTPException 401, 403 and 429."""
@@ -108,7 +110,7 @@ class Gate:
         known = self._known.get(key)
         if known is not None and known[1] > now:
             return known[0]
-        found = await run_in_threadpool(find_key, self._ledger, key)
+        found = await self._lookups.ask(key, partial(find_key, self._ledger, key))
         if found is None:
             self._known.pop(key, None)
             return None

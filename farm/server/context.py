@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,7 +18,8 @@ from farm.ledger import Ledger, read
 from farm.ledger.crew import take_owed_doorbells
 from farm.ledger.values import Job
 from farm.server.access import Caller
-from farm.server.feed import Feed
+from farm.server.crowd import Crowd
+from farm.server.feed import Feed, History
 from farm.server.probes import Probes
 from farm.uploads import folder_of, owner_folder
 
@@ -34,6 +35,7 @@ class Context:
     doorbell: Doorbell
     scrapes: Scrapes
     probes: Probes
+    histories: Crowd[History] = field(default_factory=Crowd)
 
     def ring(self) -> None:
         owed = take_owed_doorbells(self.ledger)

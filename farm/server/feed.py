@@ -167,6 +167,27 @@ class Feed:
         return Tick(events, progress, changed, frozenset(ended), fleet, alive)
 
 
+@dataclass(frozen=True, slots=True)
+class History:
+    """What has happened to a job until now, as texts that are made once for all who begin to listen."""
+
+    events: list[tuple[int, bytes]]
+    last_event: int
+    ended: bool
+    progress: bytes
+
+
+def history_of(ledger: Ledger, job_id: int) -> History:
+    lines = read.events(ledger, job_id=job_id, limit=10_000)
+    state = read.job(ledger, job_id).state
+    told = omnirt.stream_events(lines, read.segments(ledger, job_id))
+    # The job may end between the two readings; then its end is not told yet and will come as an event.
+    ended = state in FINISHED and any(line.event == f"job_{state}" for line in lines)
+    progress = b"" if ended else progress_text(views.summaries(ledger, [job_id])[0])
+    events = [(event["id"], event_text(event)) for event in told]
+    return History(events, lines[-1].id if lines else 0, ended, progress)
+
+
 def tell(lines: list[LedgerEvent], segments: dict[int, Segment]) -> tuple[dict[int, list[tuple[int, bytes]]], set[int]]:
     """Lines of the history as SSE texts by job, and the jobs that ended."""
     events: dict[int, list[tuple[int, bytes]]] = {}

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -24,7 +24,7 @@ from farm.ledger.values import Job
 from farm.server import views
 from farm.server.access import Caller, Reader, Submitter
 from farm.server.context import Context, Here, no_such, problems
-from farm.server.feed import event_text, progress_text
+from farm.server.feed import history_of
 from farm.server.intake import JobRecord, record
 from farm.states import FINISHED, ArtifactKind, JobState
 
@@ -313,28 +313,16 @@ async def watch_job(job_id: str, caller: Reader, here: Here, request: Request) -
 
 async def _events_of(here: Context, job: Job, after: int) -> AsyncIterator[bytes]:
     async with here.feed.listen(job.owner) as ticks:
-        history, last, ended, progress = await run_in_threadpool(_history, here, job.id)
-        for event in history:
-            if event["id"] > after:
-                yield event_text(event)
-        if progress is not None:
-            yield progress
+        so_far = await here.histories.ask(job.id, partial(history_of, here.ledger, job.id))
+        ended = so_far.ended
+        text = b"".join(text for number, text in so_far.events if number > after) + so_far.progress
+        if text:
+            yield text
         while not ended and (tick := await ticks.get()) is not None:
-            text = tick.keep_alive + tick.of_job(job.id, last)
+            text = tick.keep_alive + tick.of_job(job.id, so_far.last_event)
             if text:
                 yield text
             ended = job.id in tick.ended
-
-
-def _history(here: Context, job_id: int) -> tuple[list[dict[str, Any]], int, bool, bytes | None]:
-    """What has happened, the last line of it, whether the job has ended, and how far it is otherwise."""
-    lines = read.events(here.ledger, job_id=job_id, limit=10_000)
-    state = read.job(here.ledger, job_id).state
-    told = omnirt.stream_events(lines, read.segments(here.ledger, job_id))
-    # The job may end between the two readings; then its end is not told yet and will come as an event.
-    ended = state in FINISHED and any(line.event == f"job_{state}" for line in lines)
-    progress = None if ended else progress_text(views.summaries(here.ledger, [job_id])[0])
-    return told, lines[-1].id if lines else 0, ended, progress
 
 
 # Files
