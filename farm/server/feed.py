@@ -20,6 +20,7 @@ from farm.states import FINISHED
 log = logging.getLogger(__name__)
 
 LOOK_SECONDS = 0.75
+LISTENER_SECONDS = 0.005  # longer for each listener: telling hundreds must not slow the renders of a small machine
 FLEET_SECONDS = 2.0  # how often workers and queues are told
 KEEP_ALIVE_SECONDS = 15.0
 BACKLOG = 256  # ticks that a slow listener may lag behind before it is dropped
@@ -126,7 +127,7 @@ class Feed:
                         listener.ticks.put_nowait(tick)
                     except asyncio.QueueFull:
                         self._drop(listener)
-            await asyncio.sleep(LOOK_SECONDS)
+            await asyncio.sleep(LOOK_SECONDS + LISTENER_SECONDS * len(self._listeners))
 
     def _drop(self, listener: Listener) -> None:
         self._listeners.discard(listener)
