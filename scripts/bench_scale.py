@@ -2,6 +2,7 @@
 
     .venv/bin/python scripts/bench_scale.py                       everything, on both databases
     .venv/bin/python scripts/bench_scale.py --only grow --ledgers sqlite --sizes 0 10000
+    .venv/bin/python scripts/bench_scale.py --only forecast       what it costs to ask when 100,000 films will be there
     .venv/bin/python scripts/bench_scale.py --only workers        64 workers that claim, renew and publish at once
     .venv/bin/python scripts/bench_scale.py --only night          a day of leases with workers that vanish
     .venv/bin/python scripts/bench_scale.py --only long           ten hours of speech through decoding and joining
@@ -45,6 +46,7 @@ from farm.batch import rows_from  # noqa: E402
 from farm.config import load_settings  # noqa: E402
 from farm.errors import LeaseLost  # noqa: E402
 from farm.ledger import Ledger, crew, moves, open_ledger, overview, read  # noqa: E402
+from farm.ledger.estimate import forecast, pace, queue_work  # noqa: E402
 from farm.ledger.migrate import ensure_current  # noqa: E402
 from farm.ledger.values import NewArtifact  # noqa: E402
 from farm.media.assemble import assemble  # noqa: E402
@@ -59,7 +61,7 @@ from farm.submission import submit  # noqa: E402
 
 PICTURES = ROOT / "docs" / "pictures"
 FIGURES = PICTURES / "scale.json"
-PARTS = ("grow", "workers", "night", "long", "draw")
+PARTS = ("grow", "forecast", "workers", "night", "long", "draw")
 SEGMENTS_PER_JOB = 10
 QUEUE = "render"
 POLICY = RetryPolicy(max_errors=3, max_losses=1000, base_delay_seconds=0.0, max_delay_seconds=0.0)
@@ -72,6 +74,7 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", type=int, default=[0, 10_000, 100_000, 1_000_000], help="segments")
     parser.add_argument("--rows", type=int, default=10_000, help="rows of the submission")
     parser.add_argument("--claims", type=int, default=500)
+    parser.add_argument("--jobs", type=int, default=100_000, help="open jobs of `forecast`, in ten batches")
     parser.add_argument("--workers", type=int, default=64)
     parser.add_argument("--seconds", type=float, default=20.0, help="how long the workers work")
     parser.add_argument("--pace", type=float, default=2.0, help="seconds that a worker renders a segment; 0: at once")
@@ -80,6 +83,7 @@ def main() -> None:
     options = parser.parse_args()
     parts: dict[str, Callable[[argparse.Namespace], None]] = {
         "grow": grow,
+        "forecast": look_ahead,
         "workers": work_at_once,
         "night": spend_a_night,
         "long": join_a_long_film,
@@ -156,6 +160,27 @@ def grow(options: argparse.Namespace) -> None:
                         "submit_rows": options.rows,
                     },
                 )
+
+
+def look_ahead(options: argparse.Namespace) -> None:
+    """What `farm submit`, the page and the metrics ask of a ledger with this many open jobs."""
+    for kind in options.ledgers:
+        with new_ledger(kind) as ledger:
+            hello(ledger, "bench", QUEUE)
+            for batch in range(10):
+                fill(ledger, batch * options.jobs // 10, options.jobs // 10 * SEGMENTS_PER_JOB)
+            asked: dict[str, Callable[[], object]] = {
+                "forecast_ms": lambda: forecast(ledger),
+                "queue_work_ms": lambda: queue_work(ledger),
+                "pace_ms": lambda: pace(ledger, "preview"),
+                "pace_of_unknown_model_ms": lambda: pace(ledger, "none"),
+            }
+            # The best of ten is what the ledger needs; the median tells how busy the machine was.
+            times = {name: [timed(question) for _ in range(10)] for name, question in asked.items()}
+            best = {name: round(min(seconds) * 1000, 1) for name, seconds in times.items()}
+            note(
+                "forecast", kind, {"open_jobs": options.jobs, **best, "median_ms": percentile(times["forecast_ms"], 50)}
+            )
 
 
 def fill(ledger: Ledger, first_job: int, segments: int) -> int:

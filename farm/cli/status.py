@@ -9,7 +9,7 @@ from farm.cli.farm_context import Farm
 from farm.cli.show import echo_json, echo_rows, json_option, length, plain
 from farm.config import RateSettings
 from farm.ledger import read
-from farm.ledger.estimate import forecast
+from farm.ledger.estimate import Work, forecast
 from farm.rates import shown
 from farm.redis_server import why_silent
 from farm.states import FINISHED
@@ -37,6 +37,7 @@ def status(farm: Farm, as_json: bool) -> None:
         echo_json(
             {
                 "queues": depths,
+                "work": [plain(work) for work in ahead.work],
                 "running": len(running),
                 "workers": {w.name: w.state.value for w in workers},
                 "stuck": [plain(item) for item in stuck],
@@ -53,12 +54,20 @@ def status(farm: Farm, as_json: bool) -> None:
     echo_rows(rows, as_json=False, columns=("worker", "queue", "state", "note"), empty="no worker has said hello yet")
     waiting = ", ".join(f"{count} in {queue}" for queue, count in sorted(depths.items())) or "none"
     click.echo(f"segments: {len(running)} being worked on; waiting: {waiting}")
+    for work in ahead.work:
+        click.echo(_of_work(work))
     if redis_problem:
         click.echo(f"Redis does not answer ({redis_problem}); workers find work by themselves, a little later")
     for batch in open_batches:
         click.echo(_of_batch(batch.id, batch.name, told[batch.id], farm.settings.rates))
     for item in stuck:
         click.echo(f"{item.segments} waiting: {item.reason}")
+
+
+def _of_work(work: Work) -> str:
+    films = f"{work.jobs} film{'s' if work.jobs > 1 else ''}"
+    line = f"to render in {work.queue}: {films} of {work.model}, {length(work.film_seconds)}"
+    return line if work.seconds is None else f"{line}, about {length(work.seconds)} of one worker"
 
 
 def _of_batch(batch_id: int, name: str, account: Account, rates: RateSettings) -> str:

@@ -21,6 +21,7 @@ from farm.cli.show import STATE_STYLES, console, echo_json, echo_rows, json_opti
 from farm.ledger import control, read
 from farm.ledger.estimate import Forecast, forecast
 from farm.ledger.progress import JobProgress, job_progress
+from farm.ledger.workload import FEW
 from farm.states import FINISHED, JobState
 
 LOOK_SECONDS = 0.5
@@ -55,7 +56,7 @@ def watch(farm: Farm, batch_ids: tuple[int, ...], once: bool, as_json: bool) -> 
         return
     if once or not sys.stdout.isatty():
         found = job_progress(farm.ledger, ids)
-        ahead = forecast(farm.ledger)
+        ahead = _look_ahead(farm, found)
         rows = [{**as_row(p), "left": ahead.jobs.get(p.job.id, p.seconds_left)} for p in found]
         echo_rows(rows, as_json=as_json, columns=_COLUMNS, empty="nothing")
         if once:
@@ -93,16 +94,23 @@ def follow(farm: Farm, job_ids: Sequence[int], *, quiet: bool) -> None:
             _tell_stuck(farm, told)
             time.sleep(LOOK_SECONDS)
         return
-    ahead, looked = forecast(farm.ledger), time.monotonic()
+    ahead: Forecast | None = None
+    looked = 0.0
     with Live(console=console(), refresh_per_second=4, transient=True) as live:
         while True:
             found = job_progress(farm.ledger, job_ids)
-            if time.monotonic() - looked > FORECAST_SECONDS:
-                ahead, looked = forecast(farm.ledger), time.monotonic()
+            if ahead is None or time.monotonic() - looked > FORECAST_SECONDS:
+                ahead, looked = _look_ahead(farm, found), time.monotonic()
             live.update(_picture(farm, found, ahead))
             if all(p.job.state in FINISHED for p in found):
                 return
             time.sleep(LOOK_SECONDS)
+
+
+def _look_ahead(farm: Farm, shown: Sequence[JobProgress]) -> Forecast:
+    """With each job of its own, unless these are a crowd in which nobody looks for one."""
+    going = [p.job.batch_id for p in shown if p.job.state not in FINISHED]
+    return forecast(farm.ledger, batches=() if len(going) > FEW else set(going))
 
 
 def _tell_stuck(farm: Farm, told: set[str]) -> None:
@@ -149,7 +157,8 @@ def _picture(farm: Farm, found: Sequence[JobProgress], ahead: Forecast) -> Rende
 
 def _to_go(going: Sequence[JobProgress], ahead: Forecast) -> str:
     """When the last of these films will be there, and how far off such estimates were."""
-    known = [ahead.jobs[p.job.id] for p in going if p.job.id in ahead.jobs]
+    until = [ahead.jobs.get(p.job.id, ahead.batches.get(p.job.batch_id)) for p in going]
+    known = [seconds for seconds in until if seconds is not None]
     if not known:
         return ""
     wrong = f" (the last {ahead.films} films: {ahead.error:.0%} off)" if ahead.error is not None else ""

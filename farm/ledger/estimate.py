@@ -4,110 +4,163 @@ from __future__ import annotations
 
 import heapq
 import statistics
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import ColumnElement, func, select, text
+from sqlalchemy import ColumnElement, func, select
 from sqlalchemy.orm import Session
 
 from farm.errors import FarmError
 from farm.ledger.overview import ALIVE_SECONDS
 from farm.ledger.store import Ledger, db_now
-from farm.ledger.tables import LEASED, AttemptRow, JobRow, SegmentRow, WorkerRow
+from farm.ledger.tables import AttemptRow, JobRow, SegmentRow, WorkerRow
+from farm.ledger.workload import Look, Portion, portions
 from farm.models import load_model
-from farm.states import FINISHED, Continuity, JobState, SegmentKind, WorkerState
+from farm.states import Continuity, JobState, SegmentKind, WorkerState
 
 FILMS = 10  # by how many finished films the error is judged
 SEGMENTS = 50  # how many of the newest segments a speed is taken from
-_Look = tuple[str, str, int, int]  # model, preset, width, height: what decides the speed
+LOOK_BACK = 50_000  # attempts, and films: an older history is not searched for a model that it may not know at all
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What one queue still has to render of one model."""
+
+    queue: str
+    model: str
+    jobs: int
+    film_seconds: float
+    seconds: float | None  # that one worker would take for it; None while no speed is known
 
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
     """Seconds until the films are there.  What has no history, or is paused, has no estimate."""
 
-    jobs: dict[int, float]
+    jobs: dict[int, float]  # of many open jobs only those of the batches that were asked for
     batches: dict[int, float]  # until the last film of the batch
     error: float | None  # median of |estimated - needed| / needed over the last films; None without history
     films: int  # how many films that is
+    work: list[Work]
 
 
-def forecast(ledger: Ledger) -> Forecast:
+def forecast(ledger: Ledger, *, batches: Collection[int] = ()) -> Forecast:
     """The open jobs one after another in the order of the claim, on as many workers as each queue has now.
 
-    A film with carried state is rendered by one worker at a time; the segments of others are spread over all.
+    A film with carried state is rendered by one worker at a time; the segments of others are spread over all.  Of more
+    open jobs than workload.FEW, those of `batches` are told one by one and the others by their batch.
     """
     with ledger.read() as session:
-        now = session.scalar(select(db_now())) or 0.0
-        crew: dict[str, int] = {
-            queue: count
-            for queue, count in session.execute(
-                select(WorkerRow.queue, func.count())
-                .where(
-                    WorkerRow.beat_at > now - ALIVE_SECONDS,
-                    WorkerRow.drain.is_(None),
-                    WorkerRow.state.in_((WorkerState.IDLE, WorkerState.RENDERING, WorkerState.LOADING)),
-                )
-                .group_by(WorkerRow.queue)
-            )
-        }
-        rows = session.execute(
-            select(
-                JobRow.id,
-                JobRow.batch_id,
-                JobRow.model,
-                JobRow.preset,
-                JobRow.width,
-                JobRow.height,
-                JobRow.continuity,
-                JobRow.audio_seconds,
-                JobRow.fps_num,
-                JobRow.fps_den,
-                JobRow.total_frames,
-                JobRow.frames_done,
-            )
-            .where(JobRow.state.not_in(list(FINISHED)), ~JobRow.paused)
-            .order_by(JobRow.priority.desc(), JobRow.due, JobRow.id)
-        ).all()
-        running: dict[int, int] = {
-            job_id: int(frames)
-            for job_id, frames in session.execute(
-                select(SegmentRow.job_id, func.sum(SegmentRow.frames_now))
-                .where(text(LEASED), SegmentRow.kind == SegmentKind.RENDER)
-                .group_by(SegmentRow.job_id)
-            )
-        }
-        paces: dict[_Look, float | None] = {}
-        ends = {model: _seconds_to_end(session, model) for model in {row.model for row in rows}}
-        queues: dict[tuple[str, str], str] = {}
+        crew = _crew(session)
+        open_jobs = portions(session, batches)
+        speeds = _Speeds(session)
+        ends = {model: _seconds_to_end(session, model) for model in {portion.look[0] for portion in open_jobs}}
         free: dict[str, list[float]] = {}
         jobs: dict[int, float] = {}
-        batches: dict[int, float] = {}
+        until: dict[int, float] = {}
         unknown: set[int] = set()
-        for row in rows:
-            look: _Look = (row.model, row.preset, row.width, row.height)
-            if look not in paces:
-                paces[look] = _seconds_per_frame(session, look, before=None)
-            pace = paces[look]
-            if pace is None:
-                unknown.add(row.batch_id)
+        for portion in open_jobs:
+            per_frame = speeds.seconds_per_frame(portion.look)
+            if per_frame is None:
+                unknown.add(portion.batch_id)
                 continue
-            total = row.total_frames or round(row.audio_seconds * row.fps_num / row.fps_den)
-            left = max(0, total - row.frames_done - running.get(row.id, 0)) * pace
-            if (row.model, row.preset) not in queues:
-                queues[row.model, row.preset] = _queue_of(row.model, row.preset)
-            queue = queues[row.model, row.preset]
+            model, preset, _, _ = portion.look
+            queue = speeds.queue_of(model, preset)
             workers = free.setdefault(queue, [0.0] * max(1, crew.get(queue, 0)))
-            parts = 1 if row.continuity is Continuity.CARRY else len(workers)
-            done = 0.0
-            for _ in range(parts):
-                end = heapq.heappop(workers) + left / parts
-                heapq.heappush(workers, end)
-                done = max(done, end)
-            jobs[row.id] = done + ends[row.model] * row.audio_seconds
-            batches[row.batch_id] = max(batches.get(row.batch_id, 0.0), jobs[row.id])
+            at_once = portion.jobs if portion.continuity is Continuity.CARRY else len(workers)
+            done = _lay(workers, portion.frames * per_frame, at_once) + ends[model] * portion.longest
+            if portion.job_id is not None:
+                jobs[portion.job_id] = done
+            until[portion.batch_id] = max(until.get(portion.batch_id, 0.0), done)
         error, films = _error(session)
-    return Forecast(jobs, {b: s for b, s in batches.items() if b not in unknown}, error, films)
+        work = _work_of(open_jobs, speeds)
+    return Forecast(jobs, {batch: s for batch, s in until.items() if batch not in unknown}, error, films, work)
+
+
+def queue_work(ledger: Ledger) -> list[Work]:
+    """What there is to render in each queue, by model: the signal that more or fewer workers are wanted."""
+    with ledger.read() as session:
+        return _work_of(portions(session), _Speeds(session))
+
+
+def _work_of(open_jobs: Sequence[Portion], speeds: _Speeds) -> list[Work]:
+    told: dict[tuple[str, str], Work] = {}
+    for portion in open_jobs:
+        model, preset, _, _ = portion.look
+        key = (speeds.queue_of(model, preset), model)
+        per_frame = speeds.seconds_per_frame(portion.look)
+        before = told.get(key, Work(*key, 0, 0.0, 0.0))
+        told[key] = Work(
+            *key,
+            before.jobs + portion.jobs,
+            before.film_seconds + portion.film_seconds,
+            None if before.seconds is None or per_frame is None else before.seconds + portion.frames * per_frame,
+        )
+    return [told[key] for key in sorted(told)]
+
+
+def _lay(free: list[float], work: float, at_once: int) -> float:
+    """Lay work of `at_once` equal parts on the workers that are free first.  Returns when its last part is done.
+
+    `free` is a heap of the seconds at which each worker is free.
+    """
+    done = 0.0
+    if at_once <= len(free):
+        for _ in range(at_once):
+            done = max(done, free[0] + work / at_once)
+            heapq.heapreplace(free, free[0] + work / at_once)
+        return done
+    # More parts than workers: these end nearly together, so the work is poured in like water.
+    free.sort()
+    for count in range(len(free), 0, -1):
+        level = (sum(free[:count]) + work) / count
+        if level >= free[count - 1]:
+            break
+    free[:count] = [level] * count
+    return level
+
+
+def _crew(session: Session) -> dict[str, int]:
+    """How many workers each queue has now."""
+    now = session.scalar(select(db_now())) or 0.0
+    rows = session.execute(
+        select(WorkerRow.queue, func.count())
+        .where(
+            WorkerRow.beat_at > now - ALIVE_SECONDS,
+            WorkerRow.drain.is_(None),
+            WorkerRow.state.in_((WorkerState.IDLE, WorkerState.RENDERING, WorkerState.LOADING)),
+        )
+        .group_by(WorkerRow.queue)
+    )
+    return {queue: count for queue, count in rows}
+
+
+class _Speeds:
+    """What the ledger knows of each model's speed, asked once for each look."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._of_look: dict[Look, float | None] = {}
+        self._of_model: dict[str, float | None] = {}
+        self._queues: dict[tuple[str, str], str] = {}
+
+    def seconds_per_frame(self, look: Look) -> float | None:
+        """Of one worker; of the model where nothing that looks alike was rendered; None for a model without history."""
+        model = look[0]
+        if model not in self._of_model:
+            self._of_model[model] = _mean_of_newest(self._session, JobRow.model == model)
+        if self._of_model[model] is None:
+            return None
+        if look not in self._of_look:
+            alike = _mean_of_newest(self._session, *_looks_like(look))
+            self._of_look[look] = alike or self._of_model[model]
+        return self._of_look[look]
+
+    def queue_of(self, model: str, preset: str) -> str:
+        if (model, preset) not in self._queues:
+            self._queues[model, preset] = _queue_of(model, preset)
+        return self._queues[model, preset]
 
 
 def _queue_of(model: str, preset: str) -> str:
@@ -124,19 +177,21 @@ def pace(ledger: Ledger, model: str) -> float | None:
     return 1.0 / seconds if seconds else None
 
 
-def _seconds_per_frame(session: Session, look: _Look, *, before: float | None) -> float | None:
-    """Of the newest published segments that look alike, or of the model when there are none, from claim to publish."""
+def _looks_like(look: Look) -> tuple[ColumnElement[bool], ...]:
     model, preset, width, height = look
-    known = [JobRow.model == model, *([] if before is None else [AttemptRow.ended_at < before])]
-    alike = (JobRow.preset == preset, JobRow.width == width, JobRow.height == height)
-    return _mean_of_newest(session, *known, *alike) or _mean_of_newest(session, *known)
+    return (JobRow.model == model, JobRow.preset == preset, JobRow.width == width, JobRow.height == height)
 
 
 def _mean_of_newest(session: Session, *where: ColumnElement[bool]) -> float | None:
     newest = (
         select(AttemptRow.frames.label("frames"), (AttemptRow.ended_at - AttemptRow.started_at).label("seconds"))
         .join(JobRow, JobRow.id == AttemptRow.job_id)
-        .where(AttemptRow.outcome == "succeed", AttemptRow.frames > 0, *where)
+        .where(
+            AttemptRow.id > (session.scalar(select(func.max(AttemptRow.id))) or 0) - LOOK_BACK,
+            AttemptRow.outcome == "succeed",
+            AttemptRow.frames > 0,
+            *where,
+        )
         .order_by(AttemptRow.id.desc())
         .limit(SEGMENTS)
         .subquery()
@@ -147,18 +202,19 @@ def _mean_of_newest(session: Session, *where: ColumnElement[bool]) -> float | No
 
 def _seconds_to_end(session: Session, model: str) -> float:
     """What assembling takes for each second of sound, of the model's newest films; 0 without history."""
-    rows = session.execute(
-        select(AttemptRow.ended_at - AttemptRow.started_at, JobRow.audio_seconds)
-        .join(SegmentRow, SegmentRow.id == AttemptRow.segment_id)
-        .join(JobRow, JobRow.id == AttemptRow.job_id)
-        .where(
-            JobRow.model == model,
-            JobRow.state == JobState.SUCCEEDED,
-            SegmentRow.kind == SegmentKind.ASSEMBLE,
-            AttemptRow.outcome == "succeed",
-        )
+    done = (
+        select(JobRow.id, JobRow.model, JobRow.audio_seconds)
+        .where(JobRow.state == JobState.SUCCEEDED)
         .order_by(JobRow.id.desc())
-        .limit(FILMS)
+        .limit(LOOK_BACK)
+        .subquery()
+    )
+    films = select(done.c.id, done.c.audio_seconds).where(done.c.model == model).limit(FILMS).subquery()
+    rows = session.execute(
+        select(AttemptRow.ended_at - AttemptRow.started_at, films.c.audio_seconds)
+        .join(films, films.c.id == AttemptRow.job_id)
+        .join(SegmentRow, SegmentRow.id == AttemptRow.segment_id)
+        .where(SegmentRow.kind == SegmentKind.ASSEMBLE, AttemptRow.outcome == "succeed")
     ).all()
     shares = [seconds / audio for seconds, audio in rows if audio and seconds is not None]
     return statistics.median(shares) if shares else 0.0
@@ -178,7 +234,9 @@ def _error(session: Session) -> tuple[float | None, int]:
         ).one()
         if not took or not film.total_frames:
             continue
-        pace = _seconds_per_frame(session, (film.model, film.preset, film.width, film.height), before=began)
+        earlier = AttemptRow.ended_at < began
+        alike = _looks_like((film.model, film.preset, film.width, film.height))
+        pace = _mean_of_newest(session, *alike, earlier) or _mean_of_newest(session, alike[0], earlier)
         if pace is not None:
             misses.append(abs(pace * film.total_frames - took) / took)
     return (statistics.median(misses) if misses else None), len(misses)

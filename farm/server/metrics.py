@@ -21,6 +21,7 @@ from prometheus_client.registry import Collector
 
 from farm.config import Settings
 from farm.ledger import Ledger, overview
+from farm.ledger.estimate import queue_work
 from farm.ledger.overview import Histogram
 from farm.server import views
 from farm.server.access import Reader
@@ -49,6 +50,7 @@ class FarmCollector(Collector):
         figures = overview.figures(self._ledger, BOUNDS)
         yield _gauge("farm_jobs", "Jobs by model and state", ["model", "state"], figures.jobs)
         yield _gauge("farm_queue_depth", "Segments that wait for a worker", ["queue"], _one(figures.queued))
+        yield from self._work()
         yield _counter("farm_attempts", "Attempts that ended", ["kind", "outcome", "failure"], figures.attempts)
         expired = sum(n for (_, outcome, _), n in figures.attempts.items() if outcome == "expire")
         yield _counter("farm_leases_expired", "Leases whose worker vanished", [], {(): expired})
@@ -68,6 +70,22 @@ class FarmCollector(Collector):
         usage = shutil.disk_usage(self._settings.home)
         yield _gauge("farm_disk_free_bytes", "Free room where the farm keeps its files", [], {(): usage.free})
         yield from _omnirt(figures)
+
+    def _work(self) -> Iterable[Metric]:
+        work = queue_work(self._ledger)
+        names = ["queue", "model"]
+        yield _gauge(
+            "farm_queue_seconds",
+            "What one worker would take for the films that are not rendered yet; absent for a model without history",
+            names,
+            {(w.queue, w.model): w.seconds for w in work if w.seconds is not None},
+        )
+        yield _gauge(
+            "farm_queue_film_seconds",
+            "Length of film that is not rendered yet",
+            names,
+            {(w.queue, w.model): w.film_seconds for w in work},
+        )
 
     def _workers(self) -> Iterable[Metric]:
         workers = views.fleet(self._ledger)

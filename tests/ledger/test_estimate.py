@@ -7,13 +7,13 @@ import random
 import pytest
 from sqlalchemy import func, select
 
-from farm.ledger import Ledger, control, read
-from farm.ledger.estimate import forecast
+from farm.ledger import Ledger, control, read, workload
+from farm.ledger.estimate import forecast, queue_work
 from farm.ledger.tables import AttemptRow
 from farm.ledger.values import Lease
 from farm.states import Continuity
 
-from .scenes import attempt_of, change, claim, hello, planned, publish
+from .scenes import attempt_of, change, claim, hello, planned, publish, request, submit
 
 LONG_AGO = 1e9
 
@@ -104,3 +104,41 @@ def test_a_worker_that_became_four_times_slower_shows_in_the_error(ledger: Ledge
     ahead = forecast(ledger)
     assert ahead.films == 2
     assert ahead.error is not None and ahead.error == pytest.approx((0.0 + 0.75) / 2, abs=0.02)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_of_many_open_jobs_each_batch_is_told_as_if_they_were_looked_at_one_by_one(
+    ledger: Ledger, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("w1", "w2", "w3")[:workers]:
+        hello(ledger, name, queue="preview")
+    hello(ledger)
+    film(ledger, [10.0, 10.0])
+    under_way = planned(ledger, 4)
+    publish(ledger, claim(ledger))
+    claim(ledger)  # renders the second segment
+    asked = submit(ledger, *[request(due=1e9 + n) for n in range(12)])
+    submit(ledger, request(priority=5), request(preset="calm"), request(continuity=Continuity.PARALLEL))
+    submit(ledger, *[request() for _ in range(9)])
+    closely = forecast(ledger)
+    monkeypatch.setattr(workload, "FEW", 0)
+    roughly = forecast(ledger)
+    assert roughly.jobs == {}
+    assert roughly.batches == pytest.approx(closely.batches)
+    assert [(w.queue, w.model, w.jobs) for w in roughly.work] == [("preview", "preview", 25)]
+    for now, before in zip(roughly.work, closely.work, strict=True):
+        assert (now.film_seconds, now.seconds) == pytest.approx((before.film_seconds, before.seconds))
+    batch = read.job(ledger, asked[0]).batch_id
+    told = forecast(ledger, batches=[batch]).jobs
+    assert sorted(told) == sorted(asked)
+    assert told == pytest.approx({job: closely.jobs[job] for job in asked})
+    assert under_way not in told
+
+
+def test_the_work_of_a_queue_is_known_in_film_before_it_is_in_time(ledger: Ledger) -> None:
+    hello(ledger)
+    planned(ledger, 3)
+    submit(ledger, request(audio_seconds=10.0))
+    (work,) = queue_work(ledger)
+    assert (work.queue, work.model, work.jobs, work.seconds) == ("preview", "preview", 2, None)
+    assert work.film_seconds == pytest.approx(6.0 + 10.0)
