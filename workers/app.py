@@ -72,7 +72,7 @@ def build(settings: Settings, spec: WorkerSpec) -> Celery:
     app = make_app(settings)
     app.conf.task_queues = [Queue(queue_name(spec.queue), routing_key=queue_name(spec.queue))]  # type: ignore[no-untyped-call]
     app.conf.task_default_queue = queue_name(spec.queue)
-    ledger = open_ledger(settings.ledger)
+    ledger = open_ledger(settings.ledger, silence_seconds=settings.lease.ttl_seconds / 3)
     ensure_current(ledger)
 
     def dispatcher() -> Any:

@@ -24,6 +24,7 @@ T = TypeVar("T")
 
 BUSY_SECONDS = 30.0  # how long one statement waits for another writer
 READ_SECONDS = 5.0  # how long a query waits for a database that is away
+SILENCE_SECONDS = 10.0  # a third of the lease as shipped
 RETRY_SECONDS = 60.0  # how long a transaction is tried again while the database is away or in conflict
 
 
@@ -113,8 +114,12 @@ class Ledger:
         self.engine.dispose()
 
 
-def open_ledger(url: str) -> Ledger:
-    """Open the ledger at an SQLAlchemy URL or a plain path of an SQLite file.  Raises ConfigError."""
+def open_ledger(url: str, *, silence_seconds: float = SILENCE_SECONDS) -> Ledger:
+    """Open the ledger at an SQLAlchemy URL or a plain path of an SQLite file.
+
+    A PostgreSQL that says nothing for `silence_seconds`, or whose client says nothing for so long in the middle of a
+    transaction, is given up.  A worker gives a third of its lease.  Raises ConfigError.
+    """
     if "://" not in url:
         url = f"sqlite:///{Path(url).expanduser().resolve()}"
     try:
@@ -144,23 +149,37 @@ def open_ledger(url: str) -> Ledger:
             parsed.set(drivername="postgresql+psycopg"),
             pool_pre_ping=True,
             pool_size=8,
-            connect_args=_POSTGRES_OPTIONS,
+            connect_args=_postgres_options(silence_seconds),
         )
     else:
         raise ConfigError(f"FARM_LEDGER_URL: {backend} is not supported; use SQLite or PostgreSQL")
     return Ledger(engine, parsed.render_as_string(hide_password=False))
 
 
-_POSTGRES_OPTIONS: dict[str, str | int] = {
-    "connect_timeout": 10,
-    # A worker that is frozen in the middle of a story must not hold its rows for longer than its lease.
-    "options": f"-c lock_timeout={int(BUSY_SECONDS * 1000)} -c idle_in_transaction_session_timeout=30000",
-    # A network that swallows everything is noticed within a lease, not after the kernel's two hours.
-    "keepalives_idle": 10,
-    "keepalives_interval": 5,
-    "keepalives_count": 3,
-    "tcp_user_timeout": 25_000,
-}
+def _postgres_options(silence_seconds: float) -> dict[str, str | int]:
+    """What libpq is told, so that a network that swallows everything is noticed within a lease on both ends.
+
+    The kernel's own answer comes after a quarter of an hour where something was sent, and after two hours where not.
+    """
+    milliseconds, probe = round(silence_seconds * 1000), max(1, round(silence_seconds / 3))
+    server = {
+        "lock_timeout": round(BUSY_SECONDS * 1000),
+        # A worker that is frozen or cut off in the middle of a story must not keep others from its rows for longer.
+        "idle_in_transaction_session_timeout": milliseconds,
+        # Otherwise each worker that is cut off leaves its connections behind, until there are no more to be had.
+        "tcp_keepalives_idle": probe,
+        "tcp_keepalives_interval": probe,
+        "tcp_keepalives_count": 2,
+        "tcp_user_timeout": milliseconds,
+    }
+    return {
+        "connect_timeout": max(2, round(silence_seconds)),
+        "options": " ".join(f"-c {name}={value}" for name, value in server.items()),
+        "keepalives_idle": probe,
+        "keepalives_interval": probe,
+        "keepalives_count": 2,
+        "tcp_user_timeout": milliseconds,
+    }
 
 
 def _prepare_sqlite(connection: Any, record: Any) -> None:

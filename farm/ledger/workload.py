@@ -10,7 +10,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import BigInteger, ColumnElement, Double, Select, case, cast, func, null, select, text
+from sqlalchemy import BigInteger, ColumnElement, Select, case, cast, func, null, select, text
 from sqlalchemy.orm import Session
 
 from farm.ledger.tables import LEASED, JobRow, SegmentRow
@@ -50,7 +50,8 @@ def portions(session: Session, batches: Collection[int] = ()) -> list[Portion]:
     for row in rows:
         look = (row.model, row.preset, row.width, row.height)
         now = of_group.pop((row.batch_id, look), 0) if row.job_id is None else of_job.get(row.job_id, 0)
-        left = max(0.0, row.frames - now)
+        frames = float(row.planned) - row.done
+        left = max(0.0, frames - now)
         portion = Portion(
             batch_id=row.batch_id,
             job_id=row.job_id,
@@ -58,7 +59,7 @@ def portions(session: Session, batches: Collection[int] = ()) -> list[Portion]:
             continuity=row.continuity,
             jobs=row.jobs,
             frames=left,
-            film_seconds=row.seconds * left / row.frames if row.frames else 0.0,
+            film_seconds=left * row.seconds_per_frame,
             longest=row.longest,
         )
         found.append(((-row.priority, row.due, row.first), portion))
@@ -83,8 +84,6 @@ def _rendered_now(session: Session) -> tuple[dict[int, int], dict[tuple[int, Loo
 
 
 def _grouped(one_by_one: ColumnElement[Any]) -> Select[Any]:
-    total = func.coalesce(JobRow.total_frames, JobRow.audio_seconds * JobRow.fps_num / JobRow.fps_den)
-    left = cast(case((total > JobRow.frames_done, total - JobRow.frames_done), else_=0), Double)
     jobs = (
         select(
             JobRow.batch_id,
@@ -96,9 +95,11 @@ def _grouped(one_by_one: ColumnElement[Any]) -> Select[Any]:
             JobRow.priority,
             cast(JobRow.due / _DUE_SECONDS, BigInteger).label("hour"),
             one_by_one.label("job_id"),
-            left.label("frames"),
-            (left * JobRow.fps_den / JobRow.fps_num).label("seconds"),
             JobRow.audio_seconds,
+            JobRow.fps_num,
+            JobRow.fps_den,
+            JobRow.total_frames,
+            JobRow.frames_done,
             JobRow.due,
             JobRow.id,
         )
@@ -120,8 +121,10 @@ def _grouped(one_by_one: ColumnElement[Any]) -> Select[Any]:
     return select(
         *keys,
         func.count().label("jobs"),
-        func.sum(one.frames).label("frames"),
-        func.sum(one.seconds).label("seconds"),
+        func.sum(func.coalesce(one.total_frames, one.audio_seconds * one.fps_num / one.fps_den)).label("planned"),
+        func.sum(one.frames_done).label("done"),
+        # Rates of one model differ hardly, and the seconds are for people and for scaling.
+        func.max(one.fps_den * 1.0 / one.fps_num).label("seconds_per_frame"),
         func.max(one.audio_seconds).label("longest"),
         func.min(one.due).label("due"),
         func.min(one.id).label("first"),

@@ -124,14 +124,15 @@ def test_of_many_open_jobs_each_batch_is_told_as_if_they_were_looked_at_one_by_o
     monkeypatch.setattr(workload, "FEW", 0)
     roughly = forecast(ledger)
     assert roughly.jobs == {}
-    assert roughly.batches == pytest.approx(closely.batches)
+    one_film = 20.0  # seconds: what is told together may end that much sooner or later on several workers
+    assert roughly.batches == pytest.approx(closely.batches, abs=0.01 if workers == 1 else one_film)
     assert [(w.queue, w.model, w.jobs) for w in roughly.work] == [("preview", "preview", 25)]
     for now, before in zip(roughly.work, closely.work, strict=True):
         assert (now.film_seconds, now.seconds) == pytest.approx((before.film_seconds, before.seconds))
     batch = read.job(ledger, asked[0]).batch_id
     told = forecast(ledger, batches=[batch]).jobs
     assert sorted(told) == sorted(asked)
-    assert told == pytest.approx({job: closely.jobs[job] for job in asked})
+    assert told == pytest.approx({job: closely.jobs[job] for job in asked}, abs=0.01 if workers == 1 else one_film)
     assert under_way not in told
 
 

