@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextvars
 import logging
+import socket
 import threading
 from collections.abc import Iterable
 
@@ -43,10 +44,7 @@ def make_app(settings: Settings) -> Celery:
         broker_connection_max_retries=None,
         broker_transport_options={
             "global_keyprefix": "farm:",
-            "socket_timeout": 30,
-            "socket_connect_timeout": 5,
-            "socket_keepalive": True,
-            "health_check_interval": 25,
+            **_notice_silence(settings.lease.ttl_seconds / 3),
             "visibility_timeout": 3600,
         },
         task_ignore_result=True,
@@ -65,6 +63,27 @@ def make_app(settings: Settings) -> Celery:
         enable_utc=True,
     )
     return app
+
+
+def _notice_silence(seconds: float) -> dict[str, object]:
+    """Options of kombu for a Redis whose network swallows everything; a Unix socket takes those that it knows.
+
+    The kernel asks a connection that says nothing, and gives it up when what was sent is not answered for `seconds`.
+    """
+    probe = max(1, round(seconds / 3))
+    milliseconds = round(seconds * 1000)
+    return {
+        "socket_timeout": max(3.0, seconds),  # longer than the second that one wait for a doorbell takes
+        "socket_connect_timeout": 5,
+        "socket_keepalive": True,
+        "socket_keepalive_options": {
+            socket.TCP_KEEPIDLE: probe,
+            socket.TCP_KEEPINTVL: probe,
+            socket.TCP_KEEPCNT: 2,
+            socket.TCP_USER_TIMEOUT: milliseconds,
+        },
+        "health_check_interval": max(5, round(seconds)),
+    }
 
 
 def queue_name(queue: str) -> str:

@@ -7,7 +7,10 @@ Nothing reads these events back: the ledger is the truth.
 
 from __future__ import annotations
 
+import contextvars
 import logging
+import queue
+import threading
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +19,8 @@ from typing import Any, Protocol
 from farm.ledger.values import Lease
 
 log = logging.getLogger(__name__)
+
+MOST_WAITING = 1000  # events for a Redis that takes none; Flower misses what is more
 
 
 class Announcer(Protocol):
@@ -37,11 +42,23 @@ class Silence:
 
 
 class EventStream:
-    """Celery task events.  `send(type, **fields)` is the worker's event dispatcher, or None while it is away."""
+    """Celery task events.  `send(type, **fields)` is the worker's event dispatcher, or None while it is away.
+
+    A thread of its own sends them: a Redis that is cut off holds up whoever speaks to it for seconds, and a render must
+    not wait for that.
+    """
 
     def __init__(self, dispatcher: Callable[[], Any], hostname: str) -> None:
         self._dispatcher = dispatcher
         self._hostname = hostname
+        self._waiting: queue.Queue[tuple[str, dict[str, Any]]] = queue.Queue(MOST_WAITING)
+        here = contextvars.copy_context()  # so that its lines bear the worker's name
+        threading.Thread(target=here.run, args=(self._run,), name="announcer", daemon=True).start()
+
+    def flush(self, seconds: float) -> bool:
+        """Wait until all that was announced is sent.  False when that took too long."""
+        with self._waiting.all_tasks_done:
+            return self._waiting.all_tasks_done.wait_for(lambda: not self._waiting.unfinished_tasks, seconds)
 
     def started(self, lease: Lease) -> None:
         self._send("task-received", lease, **_description(lease), retries=lease.attempt - 1, eta=None, expires=None)
@@ -58,13 +75,22 @@ class EventStream:
         self._send(kind, lease, exception=reason, traceback=reason)
 
     def _send(self, kind: str, lease: Lease, **fields: Any) -> None:
-        dispatcher = self._dispatcher()
-        if dispatcher is None:
-            return
         try:
-            dispatcher.send(kind, uuid=_uuid(lease), **fields)
-        except Exception as error:  # an announcement must never cost a render
-            log.debug("Flower was not told: %s", error)
+            self._waiting.put_nowait((kind, {"uuid": _uuid(lease), **fields}))
+        except queue.Full:
+            log.debug("Flower was not told: Redis takes nothing")
+
+    def _run(self) -> None:
+        while True:
+            kind, fields = self._waiting.get()
+            try:
+                dispatcher = self._dispatcher()
+                if dispatcher is not None:
+                    dispatcher.send(kind, **fields)
+            except Exception as error:  # an announcement must never cost a render
+                log.debug("Flower was not told: %s", error)
+            finally:
+                self._waiting.task_done()
 
 
 def _uuid(lease: Lease) -> str:

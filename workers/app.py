@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 import threading
+from types import FrameType
 from typing import Any
 
 from celery import Celery, bootsteps
@@ -31,6 +32,8 @@ from workers.runner import Runner, make_runner
 
 log = logging.getLogger(__name__)
 
+FLUSH_SECONDS = 1.0  # for Flower to hear how the last attempt ended
+
 
 class RunnerStep(bootsteps.StartStopStep):  # type: ignore[misc]
     """Starts the runner with the Celery worker, and stops it before the worker goes."""
@@ -46,6 +49,7 @@ class RunnerStep(bootsteps.StartStopStep):  # type: ignore[misc]
         parent.app.farm_controller = parent
         self.thread = threading.Thread(target=self._live, args=(runner,), name="runner", daemon=True)
         self.thread.start()
+        hear_a_second_stop(runner)
 
     def _live(self, runner: Runner) -> None:
         """A worker whose runner ended would answer pings and do nothing, so its process ends too."""
@@ -63,8 +67,25 @@ class RunnerStep(bootsteps.StartStopStep):  # type: ignore[misc]
         runner.stop()
         # The attempt ends at its next chunk or its host is killed, so this returns; then the lease is given back.
         runner.finished.wait(runner.settings.host.stop_seconds + 15.0)
+        if isinstance(runner.announcer, EventStream):
+            runner.announcer.flush(FLUSH_SECONDS)
 
     terminate = stop
+
+
+def hear_a_second_stop(runner: Runner) -> None:
+    """The first SIGTERM is Celery's and lets the running chunk end; a second one does not wait for it."""
+    first = signal.getsignal(signal.SIGTERM)
+    heard: list[int] = []
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        heard.append(number)
+        if len(heard) > 1:
+            runner.hurry()
+        elif callable(first):
+            first(number, frame)
+
+    signal.signal(signal.SIGTERM, stop)
 
 
 def build(settings: Settings, spec: WorkerSpec) -> Celery:

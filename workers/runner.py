@@ -68,6 +68,7 @@ class Runner:
             self._ringer = Ringer(doorbell) if doorbell is not None else None
         self._stopping = threading.Event()
         self._rung = threading.Event()
+        self._hurried = False
         self._warm_job: int | None = None
         self._load_failures = 0
         self._load_again_at = 0.0
@@ -98,6 +99,14 @@ class Runner:
         """End the running attempt at its next chunk, give its lease back, and return from `run`."""
         self._stopping.set()
         self._rung.set()
+
+    def hurry(self) -> None:
+        """Stop without waiting for the chunk that runs: the host is killed, and the lease given back."""
+        self._hurried = True
+        self.stop()
+        if self._renderer is not None:
+            log.warning("%s: told to stop again; its host is killed", self.name)
+            threading.Thread(target=self._renderer.host.kill, name="hurry", daemon=True).start()
 
     # The story
 
@@ -205,7 +214,10 @@ class Runner:
         except EngineChanged as error:
             self._begin_again(lease, error)
         except Exception as error:
-            self._release(lease, error, began)
+            if self._hurried:  # its host was killed under it
+                self._give_back(lease, "shutdown")
+            else:
+                self._release(lease, error, began)
         else:
             self._warm_job = lease.job.id
             seconds = time.monotonic() - began

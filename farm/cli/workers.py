@@ -7,8 +7,10 @@ import click
 from farm.cli.farm_context import Farm
 from farm.cli.show import echo_rows, json_option, moment, plain
 from farm.doorbell import Doorbell
-from farm.errors import NotFound
+from farm.errors import LedgerAway, NotFound
 from farm.ledger import control, crew, read
+from farm.roster import find_worker
+from farm.states import WorkerState
 
 
 @click.group()
@@ -51,6 +53,37 @@ def list_workers(farm: Farm, as_json: bool) -> None:
             )
     columns = ("name", "queue", "device", "state", "segment", "beat", "since", "note")
     echo_rows(rows, as_json=as_json, columns=columns, empty="no worker has said hello yet; `farm up` starts them")
+
+
+@workers.command()
+@click.argument("name")
+@click.option("--ready", is_flag=True, help="Ask also whether it could take work: its model is loaded, it is not sick.")
+@click.pass_context
+def check(context: click.Context, name: str, ready: bool) -> None:
+    """Tell whether a worker of this machine lives, for probes of containers: exit code 0 or 1.
+
+    It lives unless the ledger has not heard of it for a minute.  A ledger that does not answer accuses nobody, so that
+    its rest costs no warm model; ready nobody is then.
+
+    \b
+    Example:
+        farm workers check gpu0 --ready
+    """
+    farm: Farm = context.obj
+    full = name if "@" in name else find_worker(name).full_name
+    try:
+        now = farm.ledger.now()
+        found = next((w for w in read.workers(farm.ledger) if w.name == full), None)
+    except LedgerAway as error:
+        click.echo(str(error), err=True)
+        context.exit(1 if ready else 0)
+    if found is None:
+        raise NotFound(f"{full} never said hello")
+    silent, state = now - found.beat_at, found.state
+    lives = state not in (WorkerState.STOPPED, WorkerState.LOST) and silent < crew.LOST_AFTER_SECONDS
+    able = state in (WorkerState.IDLE, WorkerState.RENDERING)
+    click.echo(f"{full} is {state.value}, last heard of {max(0.0, silent):.0f} s ago")
+    context.exit(0 if lives and (able or not ready) else 1)
 
 
 @workers.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sqlite3
 import subprocess
@@ -12,7 +13,9 @@ from pathlib import Path
 import pytest
 from click.testing import Result
 
+from farm.ledger import crew, open_ledger, store
 from farm.logs import LogFormat
+from farm.states import WorkerState
 
 Farm = Callable[..., Result]
 
@@ -176,3 +179,37 @@ def test_gc_says_what_it_would_delete_and_deletes_nothing_in_a_dry_run(farm: Far
 def test_completion_scripts_are_printed_for_each_shell(farm: Farm) -> None:
     for shell in ("bash", "zsh", "fish"):
         assert "_FARM_COMPLETE" in farm("completion", shell).stdout
+
+
+def test_a_probe_hears_of_a_worker_that_is_loading_silent_or_unknown(
+    farm: Farm, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FARM_MACHINE", "pod-0")
+    assert farm("workers", "check", "preview").exit_code == 1  # it never said hello
+    with contextlib.closing(open_ledger(str(home / "ledger.db"))) as ledger:
+        crew.say_hello(
+            ledger,
+            name="preview@pod-0",
+            queue="preview",
+            machine="pod-0",
+            pid=1,
+            incarnation="1",
+            device="cpu",
+            info={},
+        )
+        assert farm("workers", "check", "preview").exit_code == 0
+        loading = farm("workers", "check", "preview", "--ready")
+        assert (loading.exit_code, loading.stdout[:26]) == (1, "preview@pod-0 is loading, ")
+        beat = {"name": "preview@pod-0", "incarnation": "1", "reason": None, "host_pid": None, "host_restarts": 0}
+        crew.beat(ledger, state=WorkerState.IDLE, info={}, **beat)
+        assert farm("workers", "check", "preview@pod-0", "--ready").exit_code == 0
+        crew.say_goodbye(ledger, name="preview@pod-0", incarnation="1")
+        assert farm("workers", "check", "preview").exit_code == 1
+
+
+def test_a_ledger_that_is_away_kills_no_worker(farm: Farm, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FARM_LEDGER_URL", "postgresql://nobody@127.0.0.1:1/none")
+    monkeypatch.setattr(store, "READ_SECONDS", 0.1)
+    said = farm("workers", "check", "preview")
+    assert said.exit_code == 0 and "does not answer" in said.stderr
+    assert farm("workers", "check", "preview", "--ready").exit_code == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import uuid
 from collections import defaultdict
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from farm.ledger import control, read
 from farm.ledger.values import Lease
 from farm.states import JobState
-from workers.announce import EventStream
+from workers.announce import MOST_WAITING, EventStream
 
 from .conftest import SmallFarm, running, wait_until
 
@@ -107,6 +108,7 @@ def test_events_of_one_attempt_share_an_id_and_say_what_it_is(farm: SmallFarm) -
     stream.started(lease)
     stream.progressed(lease, 5)
     stream.succeeded(lease, {"frames": 5}, 1.5)
+    assert stream.flush(60)
     assert [kind for kind, _ in dispatcher.sent] == [
         "task-received",
         "task-started",
@@ -132,6 +134,7 @@ def test_another_attempt_has_another_id_and_a_failure_says_why(farm: SmallFarm) 
     farm.run_out(first.segment.id)
     second = farm.claim("fake", "fake@box")
     stream.failed(second, "boom again", retried=False)
+    assert stream.flush(60)
     (one, fields), (other, more) = dispatcher.sent
     assert (one, other) == ("task-retried", "task-failed")
     assert fields["uuid"] != more["uuid"]
@@ -145,5 +148,23 @@ def test_flower_that_is_away_costs_nothing(farm: SmallFarm) -> None:
 
     farm.planned()
     lease = farm.claim("fake", "fake@box")
-    EventStream(lambda: None, "x").started(lease)
-    EventStream(Broken, "x").started(lease)
+    for stream in (EventStream(lambda: None, "x"), EventStream(Broken, "x")):
+        stream.started(lease)
+        assert stream.flush(60)
+
+
+def test_a_redis_that_swallows_everything_holds_no_render_up(farm: SmallFarm) -> None:
+    silent = threading.Event()
+
+    class Silent:
+        def send(self, kind: str, **fields: Any) -> None:
+            silent.wait(60)
+
+    farm.planned()
+    lease = farm.claim("fake", "fake@box")
+    stream = EventStream(Silent, "x")
+    for frames in range(MOST_WAITING + 10):
+        stream.progressed(lease, frames)
+    assert not stream.flush(0.01)
+    silent.set()
+    assert stream.flush(60)
