@@ -120,6 +120,7 @@ class PresetSpec(_Table):
     settings: dict[str, Any] = {}
     queue: str = ""  # set when the preset needs an engine that was loaded differently
     load: dict[str, Any] = {}  # what that engine is loaded with
+    chunk_frames: int | None = None  # frames of one step, where that engine's steps differ from frames.chunk_frames
 
 
 class PortraitLimits(_Table):
@@ -178,6 +179,14 @@ class ModelSpec(_Table):
             raise ValueError(str(error)) from None
         return self
 
+    @model_validator(mode="after")
+    def _presets_of_one_queue_have_one_chunk(self) -> ModelSpec:
+        chunks: dict[str, int | None] = {}
+        for name, preset in self.presets.items():
+            if chunks.setdefault(preset.queue or self.queue, preset.chunk_frames) != preset.chunk_frames:
+                raise ValueError(f"preset {name} shares a queue with one of another chunk_frames")
+        return self
+
     def preset(self, name: str) -> PresetSpec:
         """Raises InputError."""
         try:
@@ -188,6 +197,10 @@ class ModelSpec(_Table):
     def queue_for(self, preset: str) -> str:
         """The queue whose workers can render a job of this preset."""
         return self.preset(preset).queue or self.queue
+
+    def chunk(self, preset: str, fps: tuple[int, int]) -> int:
+        """Frames of one step of the engine that renders this preset.  Raises InputError."""
+        return self.preset(preset).chunk_frames or self.frames.chunk(fps)
 
     def resolve(self, preset: str, given: Mapping[str, Any]) -> dict[str, Any]:
         """Every setting of a job: defaults, the preset's values over them, the row's over those.  Raises InputError."""

@@ -98,7 +98,7 @@ def _plan_chain(made: _Making, seconds: float, first_seconds: float) -> _Planned
     facts = importlib.import_module(made.model.measure).measure(_heard(driving)) if made.model.measure else {}
     plan = plan_segments(
         frame_count(sound.native_samples, sound.native_rate, job.fps),
-        chunk_frames=made.model.frames.chunk(job.fps),
+        chunk_frames=made.model.chunk(job.preset, job.fps),
         fps=job.fps,
         segment_seconds=seconds,
         first_seconds=first_seconds,

@@ -51,12 +51,14 @@ class Renderer:
         model: ModelSpec,
         stop_seconds: float,
         on_progress: Callable[[Lease, int], None],
+        preset: str = "",
     ) -> None:
         self.host = Host(spec)
         self.restarts = -1  # the first start is none
         self._ledger = ledger
         self._artifacts_dir = artifacts_dir
         self._model = model
+        self._preset = preset or model.default_preset
         self._stop_seconds = stop_seconds
         self._on_progress = on_progress
 
@@ -68,7 +70,7 @@ class Renderer:
         """Start the host and load the engine.  Raises ConfigError, and what loading raised."""
         self.restarts += 1
         loaded = self.host.start(give_up)
-        problem = mismatch(self._model, loaded)
+        problem = mismatch(self._model, self._preset, loaded)
         if problem:
             self.host.kill()
             raise EngineError(problem)
@@ -219,13 +221,13 @@ class StopWatcher:
             return
 
 
-def mismatch(model: ModelSpec, loaded: Loaded) -> str | None:
+def mismatch(model: ModelSpec, preset: str, loaded: Loaded) -> str | None:
     """A sentence when the engine is not what configs/models says, so that plans made from it would be wrong."""
     said = loaded.description
     fps = tuple(said["fps"])
     wanted = {
         "id": (model.id, said["id"]),
-        "frames.chunk_frames": (model.frames.chunk(fps), said["chunk_frames"]),
+        "frames.chunk_frames": (model.chunk(preset, fps), said["chunk_frames"]),
         "frames.lookahead_samples": (model.frames.lookahead_samples, said["lookahead_samples"]),
         "frames.carry_limit_bytes": (model.frames.carry_limit_bytes, said["carry_limit_bytes"]),
     }

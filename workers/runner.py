@@ -499,6 +499,7 @@ class Runner:
             model,
             host.stop_seconds,
             self.announcer.progressed,
+            spec.preset,
         )
 
     def _warm_up(self) -> bool:

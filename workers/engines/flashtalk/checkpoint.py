@@ -70,7 +70,7 @@ def check_checkpoint(folder: Path, audio_folder: Path) -> Checkpoint:
         if not place.is_dir():
             raise ConfigError(f"there is no checkpoint folder {place}: fetch the model and set its path")
     for name in (VAE_FILE, TEXT_FILE, IMAGE_FILE):
-        _check_torch_file(folder / name)
+        check_torch_file(folder / name)
     if not (folder / TOKENIZER_FOLDER / "tokenizer_config.json").is_file():
         raise ConfigError(f"the tokenizer {folder / TOKENIZER_FOLDER} is missing or has no tokenizer_config.json")
     for name in ("config.json", "preprocessor_config.json"):
@@ -150,7 +150,7 @@ def _find_shards(folder: Path) -> list[Path]:
     return shards
 
 
-def _check_torch_file(path: Path) -> None:
+def check_torch_file(path: Path) -> None:
     """A .pth written by torch is a zip; its directory stands at the end, so a truncated file has none."""
     import zipfile
 

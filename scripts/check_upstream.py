@@ -1,0 +1,276 @@
+#!/usr/bin/env python3
+"""Run an engine of workers/engines/upstream against a real checkout, on the CPU with tiny random weights.
+
+    python scripts/check_upstream.py flashhead --repo PATH --python PATH
+
+It proves that the checkout's entry points and signatures are those that the engine uses, that a film's frames are
+counted right, that one seed is one film, and that a film which goes on in a new process is the film.  It says nothing
+about pictures or speed.  PATH of --python is an interpreter that has what the checkout needs; the weights are made with
+it, then a real host is started with it.  Nothing is written into the checkout.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+sys.dont_write_bytecode = True
+
+LAYERS = 1
+
+
+# The side that the model's interpreter runs: weights that have upstream's names and shapes, few layers, random values.
+
+
+def make_flashhead(repo: Path, folder: Path, variant: str) -> dict[str, str]:
+    """A checkpoint for one variant.  Returns the engine's settings."""
+    import torch
+
+    from workers.engines.upstream import flashhead
+    from workers.engines.upstream.checkout import check_checkout, check_imports, import_from
+
+    checkout = check_checkout(repo, flashhead.LAYOUT)
+    model = flashhead.FlashHead({"model_type": variant})
+    check_imports(checkout, model.modules())
+    torch.manual_seed(1)
+    lite = variant == "lite"
+    dit = import_from(checkout, flashhead.TRANSFORMER).WanModelAudioProject(
+        dim=1536,  # the speech projection's width, which the code fixes
+        in_dim=256 if lite else 32,
+        ffn_dim=64,
+        out_dim=128 if lite else 16,
+        text_dim=16,
+        freq_dim=256,
+        eps=1e-6,
+        vae_stride=[8, 32, 32] if lite else [4, 8, 8],
+        patch_size=[1, 1, 1] if lite else [1, 2, 2],
+        num_heads=12,
+        num_layers=LAYERS,
+        has_image_input=False,
+    )
+    dit.save_pretrained(folder / ("Model_Lite" if lite else "Model_Pro"))
+    (make_ltx if lite else make_wan)(checkout, folder)
+    return {"ckpt_dir": str(folder), "wav2vec_dir": make_speech(folder / "wav2vec")}
+
+
+def make_wan(checkout: Any, folder: Path) -> None:
+    """The Wan autoencoder of its true size, which the code fixes."""
+    import torch
+
+    from workers.engines.upstream.checkout import import_from
+
+    made = import_from(checkout, "flash_head.wan.modules.vae").WanVAE_(
+        dim=96,
+        z_dim=16,
+        dim_mult=[1, 2, 4, 4],
+        num_res_blocks=2,
+        attn_scales=[],
+        temperal_downsample=[False, True, True],
+        dropout=0.0,
+    )
+    (folder / "VAE_Wan").mkdir(parents=True, exist_ok=True)
+    torch.save(made.state_dict(), folder / "VAE_Wan" / "Wan2.1_VAE.pth")
+
+
+def make_ltx(checkout: Any, folder: Path) -> None:
+    """A small LTX autoencoder with the released one's strides: 8 in time, 32 in space, 128 channels."""
+    import torch
+
+    from workers.engines.upstream.checkout import import_from
+
+    config = {
+        "_class_name": "CausalVideoAutoencoder",
+        "dims": 3,
+        "in_channels": 3,
+        "out_channels": 3,
+        "latent_channels": 128,
+        "blocks": [["compress_all", 1], ["compress_all", 1], ["compress_all", 1], ["res_x", 1]],
+        "scaling_factor": 1.0,
+        "norm_layer": "pixel_norm",
+        "patch_size": 4,
+        "latent_log_var": "uniform",
+        "use_quant_conv": False,
+        "causal_decoder": False,
+    }
+    place = folder / "VAE_LTX"
+    place.mkdir(parents=True, exist_ok=True)
+    maker = import_from(
+        checkout, "flash_head.ltx_video.models.autoencoders.causal_video_autoencoder"
+    ).CausalVideoAutoencoder
+    made = maker.from_config(dict(config))
+    state = made.state_dict()
+    state["per_channel_statistics.std-of-means"] = torch.ones(128)
+    state["per_channel_statistics.mean-of-means"] = torch.zeros(128)
+    torch.save(state, place / "autoencoder.pth")
+    (place / "config.json").write_text(json.dumps(config), encoding="utf-8")
+
+
+def make_speech(folder: Path) -> str:
+    """A wav2vec 2.0 of the true width and depth with thin layers."""
+    from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2Model
+
+    config = Wav2Vec2Config(
+        hidden_size=768, num_hidden_layers=12, num_attention_heads=12, intermediate_size=32, conv_dim=(32,) * 7
+    )
+    Wav2Vec2Model(config).save_pretrained(folder)
+    Wav2Vec2FeatureExtractor(do_normalize=True, return_attention_mask=False).save_pretrained(folder)
+    return str(folder)
+
+
+MAKERS = {"flashhead-pro": (make_flashhead, "pro"), "flashhead-lite": (make_flashhead, "lite")}
+
+
+# The farm's side: a real host with that interpreter.
+
+
+def film_of(folder: Path, frames: int, size: int, seed: int, **settings: Any) -> dict[str, Any]:
+    import numpy as np
+    from PIL import Image
+
+    draw = np.random.Generator(np.random.Philox(key=3))
+    portrait, audio = folder / "a photo.v1 照片.png", folder / "speech 声音.f32"
+    if not portrait.exists():
+        Image.fromarray(draw.integers(0, 255, (80, 64, 3), dtype=np.uint8)).save(portrait)
+        (0.1 * draw.standard_normal(640 * 200)).astype("<f4").tofile(audio)
+    return {
+        "portrait": str(portrait),
+        "audio": str(audio),
+        "total_frames": frames,
+        "width": size,
+        "height": size,
+        "fps": [25, 1],
+        "prompt": "",
+        "seed": seed,
+        "settings": settings,
+        "facts": {},
+    }
+
+
+class Hosted:
+    """A host of the engine under the model's interpreter, and what it renders."""
+
+    def __init__(self, module: str, settings: dict[str, Any], python: str, log: Path) -> None:
+        from farm.devices import DeviceSet
+        from workers.host.parent import Host, HostSpec
+
+        self.host = Host(
+            HostSpec(
+                engine_module=module,
+                engine_settings=settings,
+                devices=DeviceSet("cpu"),
+                log_file=log,
+                python=python,
+                load_timeout_seconds=1200.0,
+                stuck_floor_seconds=1200.0,
+            )
+        )
+        self.loaded = self.host.start()
+
+    def render(self, film: dict[str, Any], first: int, frames: int, carry: bytes | None) -> tuple[bytes, bytes]:
+        """The frames' bytes and the carry at their end."""
+        reading, writing = os.pipe()
+        heard: list[bytes] = []
+
+        def listen() -> None:
+            while block := os.read(reading, 1 << 20):
+                heard.append(block)
+
+        listener = threading.Thread(target=listen)
+        listener.start()
+        try:
+            *_, end = self.host.render(film, first_frame=first, frames=frames, carry=carry, write_fd=writing)
+        finally:
+            os.close(writing)
+            listener.join()
+            os.close(reading)
+        return b"".join(heard), end.carry
+
+
+def check(name: str, repo: Path, python: str, size: int) -> None:
+    """Raises AssertionError with what is wrong."""
+    began = time.monotonic()
+    _, variant = MAKERS[name]
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        made = subprocess.run(
+            [python, __file__, "--make", name, "--repo", str(repo), "--into", str(folder / "weights")],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert made.returncode == 0, made.stderr[-4000:]
+        settings = json.loads(made.stdout.splitlines()[-1])
+        settings |= {"repo_path": str(repo), "model_type": variant, "device": "cpu", "compile": False}
+        log = folder / "host.log"
+        module = "workers.engines.upstream.flashhead"
+        print(f"{name}: weights made after {time.monotonic() - began:.0f} s", flush=True)
+        try:
+            hosted = Hosted(module, settings, python, log)
+            said = hosted.loaded.description
+            step = said["chunk_frames"]
+            print(f"{name}: {said['version']}, Python {hosted.loaded.python}; {hosted.loaded.report['notes']}")
+            frames = 2 * step + 5  # the tail is no whole chunk
+            film = film_of(folder, frames, size, 7, steps=2)
+            bytes_each = size * size * 3
+            whole, end = hosted.render(film, 0, frames, None)
+            assert len(whole) == frames * bytes_each, f"{len(whole) // bytes_each} frames for {frames}"
+            other, _ = hosted.render(film | {"seed": 8}, 0, step, None)
+            assert other != whole[: step * bytes_each], "another seed is the same film"
+            again, carry = hosted.render(film, 0, step, None)
+            assert again == whole[: step * bytes_each], "the same film is another one when it is rendered again"
+            hosted.host.kill()
+            hosted = Hosted(module, settings, python, log)
+            rest, last = hosted.render(film, step, frames - step, carry)
+            assert again + rest == whole, "a film that goes on in a new process is another film"
+            assert last == end, "its last carry is another one"
+            print(
+                f"{name}: {frames} frames of {size}x{size}; carry {len(carry)} bytes; resumed in a new process: equal"
+            )
+        except BaseException:
+            print(log.read_text(encoding="utf-8", errors="replace")[-4000:] if log.exists() else "no log")
+            raise
+        finally:
+            if "hosted" in locals():
+                hosted.host.kill()
+    print(f"{name}: passed in {time.monotonic() - began:.0f} s", flush=True)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", nargs="?", default="flashhead", help="flashhead")
+    parser.add_argument("--repo", type=Path, required=True, help="the checkout")
+    parser.add_argument("--python", default=sys.executable, help="the model's interpreter")
+    parser.add_argument("--variant", action="append", choices=("pro", "lite"), help="pro or lite; both by default")
+    parser.add_argument("--size", type=int, default=64, help="side of the frames in pixels, a multiple of 32")
+    parser.add_argument("--make", choices=sorted(MAKERS), help=argparse.SUPPRESS)
+    parser.add_argument("--into", type=Path, help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    repo = asked.repo.resolve()
+    if asked.make:
+        make, variant = MAKERS[asked.make]
+        asked.into.mkdir(parents=True)
+        print(json.dumps(make(repo, asked.into, variant)))
+        return 0
+    from farm.errors import FarmError
+
+    try:
+        for variant in asked.variant or ("pro", "lite"):
+            check(f"{asked.model}-{variant}", repo, asked.python, asked.size)
+    except (FarmError, AssertionError) as error:
+        print(f"{asked.model}: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,171 @@
+"""The device below a checkout's code, and its attention kernel.
+
+Upstream's code speaks CUDA.  On an Ascend NPU torch-npu answers for it; the CPU is there for checks with tiny models.
+Whichever it is, the engine above asks this module only.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from farm.errors import ConfigError
+
+CUDA_KERNELS = {"fa3": "flash_attn_interface", "fa2": "flash_attn", "sage": "sageattention"}
+KERNELS = ("auto", "npu", *CUDA_KERNELS, "sdpa")
+_NAMES = {"ascend": "npu", "ascend_npu": "npu"}
+
+
+class Platform:
+    """One kind of device: `kind` is cuda, npu or cpu."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self.device = "cpu" if kind == "cpu" else kind
+        self.dtype = torch.float32 if kind == "cpu" else torch.bfloat16
+
+    def environment(self) -> dict[str, str]:
+        """What code for NPUs reads of its surroundings; upstream's own code reads none of it."""
+        if self.kind != "npu":
+            return {}
+        return {"PLATFORM": "ascend_npu", "GPU_NUM": "1"}
+
+    def begin(self) -> None:
+        """Make the device answer to what upstream's code calls.  Raises ConfigError."""
+        os.environ.update(self.environment())
+        # Left over from a launcher these would make the code believe in a group of processes.
+        for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+            os.environ.pop(name, None)
+        if self.kind == "npu":
+            try:
+                import torch_npu  # noqa: F401
+                from torch_npu.contrib import transfer_to_npu  # noqa: F401  (torch.cuda means the NPU from here on)
+            except ImportError as error:
+                raise ConfigError(
+                    f"torch-npu cannot be imported ({error}): install it beside torch {torch.__version__} and set"
+                    " env_script to CANN's set_env.sh in workers.toml"
+                ) from None
+            torch.npu.set_device(0)  # type: ignore[attr-defined]
+        elif self.kind == "cuda":
+            torch.cuda.set_device(0)
+        # The code waits for the device sixteen times a chunk, for the times that it prints.
+        torch.cuda.synchronize = lambda *_: None  # type: ignore[assignment]
+
+    def wait(self) -> None:
+        """Until the device has done what it was given."""
+        if self.kind != "cpu":
+            torch.zeros(1, device=self.device).item()
+
+    def memory_bytes(self) -> int:
+        if self.kind == "cpu":
+            import resource
+
+            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        return int(torch.cuda.memory_allocated())
+
+    def name(self) -> str:
+        return self.kind if self.kind == "cpu" else str(torch.cuda.get_device_name(0))
+
+    def random_state(self) -> bytes:
+        """The state of the generator that nothing names: what upstream draws from where it gives no generator."""
+        state = torch.get_rng_state() if self.kind == "cpu" else torch.cuda.get_rng_state()
+        return bytes(state.numpy().tobytes())
+
+    def restore_random(self, state: bytes) -> None:
+        held = torch.frombuffer(bytearray(state), dtype=torch.uint8)
+        if self.kind == "cpu":
+            torch.set_rng_state(held)
+        else:
+            torch.cuda.set_rng_state(held)
+
+
+def choose_platform(wanted: str) -> Platform:
+    """The device that was asked for, or the one that is there.  Raises ConfigError."""
+    kind = _NAMES.get(wanted, wanted)
+    if not kind:
+        kind = "cuda" if torch.cuda.is_available() else "npu" if _has("torch_npu") else "cpu"
+    if kind == "cuda" and not torch.cuda.is_available():
+        build = "is a build for the CPU" if torch.version.cuda is None else f"was built for CUDA {torch.version.cuda}"
+        raise ConfigError(
+            f"torch {torch.__version__} sees no CUDA device: it {build}; install torch for the driver's CUDA version,"
+            " and see that nvidia-smi lists the card"
+        )
+    return Platform(kind)
+
+
+def choose_kernel(platform: Platform, wanted: str) -> str:
+    """The attention kernel for `wanted`.  Raises ConfigError for one that this interpreter lacks."""
+    if wanted not in KERNELS:
+        raise ConfigError(f"kernel is {wanted!r}: it must be one of {', '.join(KERNELS)}")
+    if wanted == "npu" and platform.kind != "npu":
+        raise ConfigError("kernel is 'npu', which runs on an NPU only")
+    if wanted in CUDA_KERNELS:
+        if platform.kind != "cuda":
+            raise ConfigError(f"kernel is {wanted!r}, which runs on a CUDA device only")
+        module = CUDA_KERNELS[wanted]
+        if not _has(module):
+            raise ConfigError(f"kernel is {wanted!r} and {module} cannot be imported; install it or leave auto")
+        if wanted == "sage" and torch.cuda.get_device_capability()[0] == 9:
+            raise ConfigError("kernel is 'sage', whose kernel for Hopper cards gives noise; use fa3, fa2 or sdpa")
+        return wanted
+    if wanted != "auto":
+        return wanted
+    if platform.kind == "npu":
+        return "npu"
+    if platform.kind == "cuda":
+        return next((name for name in ("fa3", "fa2") if _has(CUDA_KERNELS[name])), "sdpa")
+    return "sdpa"
+
+
+Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+def kernel(name: str) -> Attend:
+    """Full attention of q [B, L, heads, D] over k and v [B, M, heads, D], to [B, L, heads, D]."""
+    if name == "npu":
+        import torch_npu
+
+        def on_npu(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+            out = torch_npu.npu_fusion_attention(q, k, v, q.shape[2], input_layout="BSND", scale=q.shape[3] ** -0.5)
+            return out[0]
+
+        return on_npu
+    if name == "fa3":
+        import flash_attn_interface
+
+        def by_fa3(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+            out = flash_attn_interface.flash_attn_func(q, k, v)
+            return out[0] if isinstance(out, tuple) else out
+
+        return by_fa3
+    if name == "fa2":
+        import flash_attn
+
+        return lambda q, k, v: flash_attn.flash_attn_func(q, k, v)
+    if name == "sage":
+        import sageattention
+
+        return lambda q, k, v: sageattention.sageattn(q, k, v, tensor_layout="NHD")
+
+    def by_torch(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        return F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2)
+
+    return by_torch
+
+
+def export(values: Mapping[str, Any]) -> None:
+    """Variables for forks of the checkout that read their settings there."""
+    for name, value in values.items():
+        os.environ[name] = ("1" if value else "0") if isinstance(value, bool) else str(value)
+
+
+def _has(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except (ImportError, ValueError):
+        return False
