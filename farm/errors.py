@@ -9,7 +9,8 @@
     │   ├── OutOfMemory   tried again once, smaller
     │   └── DeviceFault   the device or its host is unusable; the host is replaced
     ├── Interrupted       a stop that was asked for; costs no attempt
-    ├── NotEnoughRoom     a worker's disk or memory is too full to take work
+    ├── NotEnoughRoom     a worker's disk or memory is too full to take work, or a disk for a model
+    ├── NotFetched        a hub did not give a model's files whole                       exit 1
     └── LedgerError
         ├── LedgerAway    the database does not answer; tried again, held against nobody    exit 1
         ├── NotFound      no such batch, job, segment or worker                          exit 1
@@ -84,7 +85,11 @@ class Interrupted(FarmError):
 
 
 class NotEnoughRoom(FarmError):
-    """This worker has too little free disk or memory to take work."""
+    """This worker has too little free disk or memory to take work; or the disk has none for a model's files."""
+
+
+class NotFetched(FarmError):
+    """A hub did not give a model's files whole; asking again goes on where it stopped."""
 
 
 class LedgerError(FarmError):

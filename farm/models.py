@@ -141,6 +141,24 @@ class LiveSpec(_Table):
     facts: dict[str, Any] = {}  # in place of what `prepare` measures over a whole recording
 
 
+class RepositorySpec(_Table):
+    """One folder of weights, as a hub has it."""
+
+    setting: str  # of the engine that names this folder
+    hub: str  # owner/name, the same on every hub
+    folder: str  # below the models' home
+    licence: str
+    gigabytes: float
+    accept: bool = False  # its licence must be accepted by the person who fetches it
+    files: list[str] = []  # patterns; every file where there is none
+
+
+class SourceSpec(_Table):
+    repositories: list[RepositorySpec] = []
+    checkout: str = ""  # where the model's own code is had, for engines that use it
+    checkout_licence: str = ""
+
+
 class ModelSpec(_Table):
     id: str
     name: str
@@ -161,7 +179,7 @@ class ModelSpec(_Table):
     live: LiveSpec | None = None
     settings: dict[str, SettingSpec] = {}
     presets: dict[str, PresetSpec]
-    source: dict[str, Any] = {}  # where weights come from, for `farm models pull`
+    source: SourceSpec = SourceSpec()  # where weights come from, for `farm models pull`
 
     @model_validator(mode="after")
     def _presets_use_known_settings(self) -> ModelSpec:

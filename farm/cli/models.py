@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+
 import click
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from farm.cli.farm_context import Farm
 from farm.cli.show import console, echo_json, echo_rows, json_option
 from farm.errors import InputError, NotFound
-from farm.models import all_models, load_model
+from farm.hub import open_hub
+from farm.models import ModelSpec, all_models, load_model
+from farm.weights import pull, verify
 
 
 @click.group()
 def models() -> None:
-    """See which models this farm can render with.
+    """See which models this farm can render with; fetch and verify their weights.
 
     \b
     Example:
@@ -58,10 +65,7 @@ def show_model(farm: Farm, model_id: str, as_json: bool) -> None:
     Example:
         farm models show preview
     """
-    try:
-        model = load_model(model_id)
-    except InputError as error:
-        raise NotFound(str(error)) from None
+    model = _find(model_id)
     if as_json:
         echo_json(model.model_dump())
         return
@@ -77,6 +81,13 @@ def show_model(farm: Farm, model_id: str, as_json: bool) -> None:
     click.echo(f"sizes     {sizes}; default {size.default[0]}x{size.default[1]}")
     click.echo(f"fps       {', '.join(map(str, model.frames.fps))}; default {model.frames.default_fps}")
     click.echo(f"prompt    {'read' if model.prompt else 'not read'}")
+    for repository in model.source.repositories:
+        click.echo(
+            f"weights   {repository.hub}, {repository.gigabytes:g} GB, {repository.licence}: {repository.setting}"
+        )
+    if model.source.checkout:
+        licence = model.source.checkout_licence or "no licence given"
+        click.echo(f"code      {model.source.checkout}, {licence}: repo_path")
     presets = [
         {
             "preset": f"{name} (default)" if name == model.default_preset else name,
@@ -100,6 +111,119 @@ def show_model(farm: Farm, model_id: str, as_json: bool) -> None:
     echo_rows(presets, as_json=False, columns=("preset", "meaning", "settings"), empty="no presets")
     columns = ("setting", "default", "values", "set by", "meaning")
     echo_rows(settings, as_json=False, columns=columns, empty="no settings")
+
+
+into_option = click.option(
+    "--into",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder that holds the models' folders; $FARM_HOME/weights by default.",
+)
+
+
+@models.command("pull")
+@click.argument("model_id", metavar="MODEL")
+@into_option
+@click.option(
+    "--from",
+    "source",
+    type=click.Choice(["huggingface", "modelscope"]),
+    default="huggingface",
+    show_default=True,
+    help="The hub; HF_ENDPOINT and MODELSCOPE_ENDPOINT name mirrors.",
+)
+@click.option("--revision", default="", help="A branch, tag or commit of the hub's repository; its newest by default.")
+@click.option("--accept-licence", is_flag=True, help="You have read the licence of what asks for it.")
+@click.pass_obj
+def pull_model(farm: Farm, model_id: str, into: Path | None, source: str, revision: str, accept_licence: bool) -> None:
+    """Fetch the weights of a model, going on where an earlier try stopped.  Size and hash of every file are checked.
+
+    \b
+    Example:
+        farm models pull soulx-flashhead-1.3b
+        HF_ENDPOINT=https://hf-mirror.com farm models pull soulx-flashhead-1.3b --into /models
+    """
+    model = _find(model_id)
+    home = (into or farm.settings.home / "weights").expanduser().absolute()
+    for repository in model.source.repositories:
+        licence = f"{repository.hub}: {repository.licence}, about {repository.gigabytes:g} GB"
+        click.echo(licence, err=True)
+    bars = _Bars()
+    with bars:
+        done = list(
+            pull(
+                model,
+                open_hub(source),
+                home,
+                revision=revision,
+                accepts_licence=accept_licence,
+                min_free_bytes=int(farm.settings.room.min_free_disk_gb * 1e9),
+                progress=bars.say,
+            )
+        )
+    click.echo("# for the worker's table in workers.toml")
+    click.echo("[workers.NAME.settings]")
+    for one in done:
+        click.echo(f'{one.repository.setting} = "{one.folder}"  # {one.fetched} of {one.files} files fetched now')
+    if model.source.checkout:
+        click.echo(f'repo_path = "..."  # a checkout of {model.source.checkout}')
+
+
+@models.command("verify")
+@click.argument("model_id", metavar="MODEL")
+@into_option
+@click.option("--quick", is_flag=True, help="Leave the hashes out; sizes and headers take a second.")
+@json_option
+@click.pass_context
+def verify_model(ctx: click.Context, model_id: str, into: Path | None, quick: bool, as_json: bool) -> None:
+    """Look at every file of a model's weights: there, of its size and hash, and readable.  Exits with 1 if one is not.
+
+    \b
+    Example:
+        farm models verify soulx-flashhead-1.3b
+        farm models verify soulx-flashhead-1.3b --into /models --quick
+    """
+    farm: Farm = ctx.obj
+    home = (into or farm.settings.home / "weights").expanduser().absolute()
+    found = list(verify(_find(model_id), home, reads_everything=not quick))
+    rows = [{"file": str(f.path), "is": f.verdict, "found": f.found, "repository": f.repository} for f in found]
+    echo_rows(rows, as_json=as_json, columns=("file", "is", "found"), empty="no files")
+    if any(f.verdict == "wrong" for f in found):
+        ctx.exit(1)
+
+
+class _Bars:
+    """A bar for each file on a terminal; a line for each file elsewhere."""
+
+    def __init__(self) -> None:
+        self._stack = ExitStack()
+        self._progress: Progress | None = None
+        self._tasks: dict[str, object] = {}
+
+    def __enter__(self) -> _Bars:
+        if sys.stderr.isatty():
+            columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+            self._progress = self._stack.enter_context(Progress(*columns, console=console(stderr=True)))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def say(self, file: str, done: int, size: int) -> None:
+        if self._progress is None:
+            if file not in self._tasks:
+                self._tasks[file] = None
+                click.echo(f"{file}  {size / 1e6:.1f} MB", err=True)
+            return
+        if file not in self._tasks:
+            self._tasks[file] = self._progress.add_task(file, total=size)
+        self._progress.update(self._tasks[file], completed=done)  # type: ignore[arg-type]
+
+
+def _find(model_id: str) -> ModelSpec:
+    try:
+        return load_model(model_id)
+    except InputError as error:
+        raise NotFound(str(error)) from None
 
 
 def _values(spec: object) -> str:

@@ -34,6 +34,7 @@ DOORS = {
     "ffmpeg": ("farm/media/",),
     "av": ("farm/media/",),
     "imageio_ffmpeg": ("farm/media/",),
+    "huggingface_hub": ("farm/hub.py",),
     "click": ("farm/cli/",),
     "rich": ("farm/cli/",),
     "fastapi": ("farm/server/",),

@@ -106,23 +106,10 @@ def flashhead_checkout(folder: Path) -> Path:
     )
 
 
-DIT_CONFIG = dict.fromkeys(
-    [
-        "dim",
-        "in_dim",
-        "ffn_dim",
-        "out_dim",
-        "text_dim",
-        "freq_dim",
-        "eps",
-        "vae_stride",
-        "patch_size",
-        "num_heads",
-        "num_layers",
-        "has_image_input",
-    ],
-    1,
-)
+DIT_CONFIG = {
+    **dict.fromkeys(("dim", "in_dim", "ffn_dim", "out_dim", "text_dim", "freq_dim", "eps", "vae_stride"), 1),
+    **dict.fromkeys(("patch_size", "num_heads", "num_layers", "has_image_input"), 1),
+}
 
 
 def write_speech(folder: Path) -> Path:

@@ -16,16 +16,34 @@ LAYOUT = Layout("SoulX-Test", ("code",), ("code/a.py",), "abc1234", {"xfuser": (
 HASH = "abc1234" + "0" * 33
 
 
+FILES = {
+    "code/a.py": """
+import os, torch.nn
+from .b import x
+from code import c
+import code.faces
+import xfuser.y
+""",
+    "code/b.py": """
+import einops
+try:
+    import flash_attn
+except ImportError:
+    pass
+if 1:
+    import cv2
+""",
+    "code/c.py": """
+def later():
+    import sage
+import code.a
+""",
+    "code/faces.py": "import mediapipe",
+}
+
+
 def make(folder: Path, **files: str) -> Path:
-    plain = {
-        "code/a.py": "import os, torch.nn\nfrom .b import x\nfrom code import c\nimport code.faces\nimport xfuser.y\n"
-    }
-    more = {
-        "code/b.py": "import einops\ntry:\n    import flash_attn\nexcept ImportError:\n    pass\nif 1:\n    import cv2\n",
-        "code/c.py": "def later():\n    import sage\nimport code.a\n",
-        "code/faces.py": "import mediapipe\n",
-    }
-    return write(folder, {**plain, **more, **files})
+    return write(folder, {**FILES, **files})
 
 
 def test_what_a_checkout_needs_is_read_from_its_own_imports(tmp_path: Path) -> None:

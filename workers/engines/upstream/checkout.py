@@ -101,7 +101,7 @@ def check_imports(checkout: Checkout, modules: Iterable[str]) -> None:
 
 
 def needed_packages(checkout: Checkout, modules: Iterable[str]) -> set[str]:
-    """Top-level names that importing `modules` takes from outside of the checkout, where nothing catches their absence."""
+    """Top-level names that importing `modules` needs from elsewhere, where nothing catches their absence."""
     seen: set[str] = set()
     found: set[str] = set()
     waiting = list(modules)
