@@ -12,7 +12,7 @@ import os
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -76,7 +76,7 @@ def safe_path(path: str) -> str:
 
 
 class HuggingFace:
-    """Through huggingface_hub, which resumes, follows mirrors and knows gated models."""
+    """Through huggingface_hub, which knows listings, addresses, mirrors and tokens."""
 
     name = "huggingface"
 
@@ -106,18 +106,12 @@ class HuggingFace:
         return Listing(repository, info.sha or revision or "main", licence, tuple(files))
 
     def fetch(self, listing: Listing, file: HubFile, folder: Path, progress: Progress) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        progress(file.path, 0, file.size)
-        with _told(listing.repository, self._endpoint or "huggingface.co"):
-            self._library.hf_hub_download(
-                listing.repository,
-                file.path,
-                revision=listing.revision,
-                local_dir=folder,
-                endpoint=self._endpoint,
-                etag_timeout=PATIENCE_SECONDS,
-            )
-        progress(file.path, file.size, file.size)
+        # The library's own download begins a file anew after it has given up once, and files here have gigabytes.
+        address = self._library.hf_hub_url(
+            listing.repository, file.path, revision=listing.revision, endpoint=self._endpoint
+        )
+        headers = self._library.utils.build_hf_headers()
+        fetch_on(address, headers, listing.repository, file, folder, progress)
 
 
 class ModelScope:
@@ -144,34 +138,54 @@ class ModelScope:
         return Listing(repository, revision or "master", "", files)
 
     def fetch(self, listing: Listing, file: HubFile, folder: Path, progress: Progress) -> None:
-        final = folder / file.path
-        final.parent.mkdir(parents=True, exist_ok=True)
-        part = final.with_name(final.name + PART)
         name = urllib.parse.quote(file.path)
-        address = f"{self._endpoint}/models/{urllib.parse.quote(listing.repository)}/resolve/{listing.revision}/{name}"
-        have = part.stat().st_size if part.exists() else 0
-        if have > file.size:
-            part.unlink()
-            have = 0
-        request = urllib.request.Request(address, headers={"Range": f"bytes={have}-"} if have else {})
-        if have < file.size or not have:
-            with (
-                _told(f"{listing.repository}/{file.path}", self._endpoint),
-                urllib.request.urlopen(request, timeout=PATIENCE_SECONDS) as answer,
-            ):
-                goes_on = have and answer.status == http.client.PARTIAL_CONTENT
-                done = have if goes_on else 0
-                with part.open("ab" if goes_on else "wb") as target:
-                    while block := answer.read(_BLOCK_BYTES):
-                        target.write(block)
-                        done += len(block)
-                        progress(file.path, done, file.size)
-        if part.stat().st_size != file.size:
-            raise NotFetched(
-                f"{file.path} of {listing.repository} was cut after {part.stat().st_size} of {file.size} bytes;"
-                " pull again, it goes on from there"
-            )
-        part.replace(final)
+        repository = urllib.parse.quote(listing.repository)
+        address = f"{self._endpoint}/models/{repository}/resolve/{listing.revision}/{name}"
+        fetch_on(address, {}, listing.repository, file, folder, progress)
+
+
+class _KeepTokenHome(urllib.request.HTTPRedirectHandler):
+    """Files lie on other machines than their listing; a token is meant for the hub alone."""
+
+    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
+        made = super().redirect_request(req, fp, code, msg, headers, newurl)
+        if made is not None and urllib.parse.urlsplit(newurl).netloc != urllib.parse.urlsplit(req.full_url).netloc:
+            made.remove_header("Authorization")
+        return made
+
+
+def fetch_on(
+    address: str, headers: Mapping[str, str], repository: str, file: HubFile, folder: Path, progress: Progress
+) -> None:
+    """One file, going on behind the bytes that an earlier try left in `NAME.part`.  Raises NotFetched."""
+    final = folder / file.path
+    final.parent.mkdir(parents=True, exist_ok=True)
+    part = final.with_name(final.name + PART)
+    have = part.stat().st_size if part.exists() else 0
+    if have > file.size:
+        have = 0
+    progress(file.path, have, file.size)
+    if have < file.size or not part.exists():
+        asked = {**headers, **({"Range": f"bytes={have}-"} if have else {})}
+        opener = urllib.request.build_opener(_KeepTokenHome)
+        with (
+            _told(f"{repository}/{file.path}", urllib.parse.urlsplit(address).netloc),
+            opener.open(urllib.request.Request(address, headers=asked), timeout=PATIENCE_SECONDS) as answer,
+        ):
+            goes_on = have and answer.status == http.client.PARTIAL_CONTENT
+            done = have if goes_on else 0
+            with part.open("ab" if goes_on else "wb") as target:
+                # read1 hands over what has come; read would throw a block away when the connection breaks in it.
+                while block := answer.read1(_BLOCK_BYTES):
+                    target.write(block)
+                    done += len(block)
+                    progress(file.path, done, file.size)
+    if part.stat().st_size != file.size:
+        raise NotFetched(
+            f"{file.path} of {repository} was cut after {part.stat().st_size} of {file.size} bytes; pull again, it goes"
+            " on from there"
+        )
+    part.replace(final)
 
 
 @contextmanager
@@ -180,6 +194,7 @@ def _told(what: str, where: str) -> Iterator[None]:
     try:
         yield
     except urllib.error.HTTPError as error:
+        error.close()
         raise NotFetched(f"{where} answered {error.code} for {what}: {error.reason}") from None
     except http.client.IncompleteRead:
         raise NotFetched(f"{where} hung up in the middle of {what}; pull again, it goes on from there") from None
