@@ -38,6 +38,8 @@ class Platform:
     def begin(self) -> None:
         """Make the device answer to what upstream's code calls.  Raises ConfigError."""
         os.environ.update(self.environment())
+        if os.environ.get("WORLD_SIZE", "1") != "1":
+            raise ConfigError("this engine renders on one card: give its worker one device, and each card a worker")
         # Left over from a launcher these would make the code believe in a group of processes.
         for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
             os.environ.pop(name, None)

@@ -1,0 +1,125 @@
+"""The device below a checkout's code: CUDA's and an NPU's kernels behind one seam."""
+
+from __future__ import annotations
+
+import os
+import sys
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytestmark = pytest.mark.torch
+
+from farm.errors import ConfigError  # noqa: E402
+from workers.engines.upstream import platforms  # noqa: E402
+from workers.engines.upstream.flashhead import use_kernel  # noqa: E402
+
+NAMES = ("PLATFORM", "GPU_NUM", "RANK", "WORLD_SIZE", "LOCAL_RANK")
+
+
+class FakeNpu(types.ModuleType):
+    """torch-npu as far as the engine calls it; writes down what it was asked."""
+
+    def __init__(self) -> None:
+        super().__init__("torch_npu")
+        self.__path__ = []  # type: ignore[attr-defined]
+        self.asked: list[Any] = []
+
+    def npu_fusion_attention(self, q: Any, k: Any, v: Any, heads: int, **how: Any) -> tuple[Any, ...]:
+        self.asked.append((tuple(q.shape), heads, how))
+        out = torch.nn.functional.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v)))
+        return (out.transpose(1, 2), None, None)
+
+
+@pytest.fixture
+def npu(monkeypatch: pytest.MonkeyPatch) -> FakeNpu:
+    fake = FakeNpu()
+    monkeypatch.setitem(sys.modules, "torch_npu", fake)
+    return fake
+
+
+@pytest.fixture(autouse=True)
+def surroundings(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    for name in NAMES:
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    kept = torch.cuda.synchronize
+    yield
+    torch.cuda.synchronize = kept
+
+
+def test_the_fused_kernel_of_an_npu_stands_where_cudas_stands(npu: FakeNpu) -> None:
+    q, k, v = (torch.randn(2, n, 3, 8) for n in (5, 7, 7))
+    fused = platforms.kernel("npu")(q, k, v)
+    assert npu.asked == [((2, 5, 3, 8), 3, {"input_layout": "BSND", "scale": 8**-0.5})]
+    assert torch.allclose(fused, platforms.kernel("sdpa")(q, k, v), atol=1e-6)
+    module = types.SimpleNamespace()
+    use_kernel(module, "npu")
+    out = module.flash_attention(q.flatten(2), k.flatten(2), v.flatten(2), num_heads=3)
+    assert torch.equal(out, fused.flatten(2))
+
+
+def test_an_npu_is_told_to_the_code_by_its_variables_in_order(npu: FakeNpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+    contrib = types.ModuleType("torch_npu.contrib")
+    contrib.__getattr__ = lambda name: order.append(name)  # type: ignore[method-assign]
+    monkeypatch.setitem(sys.modules, "torch_npu.contrib", contrib)
+    fake = types.SimpleNamespace(set_device=lambda index: order.append(f"set_device {index}"))
+    monkeypatch.setattr(torch, "npu", fake, raising=False)
+    monkeypatch.setenv("RANK", "0")
+    platform = platforms.choose_platform("ascend_npu")
+    platform.begin()
+    once = dict.fromkeys(name for name in order if not name.startswith("__"))  # an import may look twice
+    assert list(once) == ["transfer_to_npu", "set_device 0"]
+    assert {name: os.environ.get(name) for name in NAMES} == {
+        "PLATFORM": "ascend_npu",
+        "GPU_NUM": "1",
+        "RANK": None,
+        "WORLD_SIZE": None,
+        "LOCAL_RANK": None,
+    }
+
+
+def test_without_torch_npu_the_sentence_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch_npu", None)
+    with pytest.raises(ConfigError, match=r"torch-npu cannot be imported .* set_env.sh in workers.toml"):
+        platforms.choose_platform("npu").begin()
+
+
+def test_a_group_of_ranks_is_refused_where_one_card_renders(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="this engine renders on one card"):
+        platforms.choose_platform("cpu").begin()
+
+
+@pytest.mark.parametrize(
+    ("kind", "wanted", "kernel"),
+    [("npu", "auto", "npu"), ("npu", "sdpa", "sdpa"), ("cpu", "auto", "sdpa"), ("cpu", "sdpa", "sdpa")],
+)
+def test_auto_takes_the_devices_own_kernel(kind: str, wanted: str, kernel: str) -> None:
+    assert platforms.choose_kernel(platforms.Platform(kind), wanted) == kernel
+
+
+@pytest.mark.parametrize(
+    ("kind", "wanted", "sentence"),
+    [
+        ("cpu", "npu", "kernel is 'npu', which runs on an NPU only"),
+        ("npu", "fa2", "kernel is 'fa2', which runs on a CUDA device only"),
+        ("cuda", "fa3", "flash_attn_interface cannot be imported; install it or leave auto"),
+        ("cpu", "magic", "kernel is 'magic': it must be one of auto, npu"),
+    ],
+)
+def test_a_kernel_that_is_not_there_is_refused(kind: str, wanted: str, sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        platforms.choose_kernel(platforms.Platform(kind), wanted)
+
+
+def test_a_torch_without_cuda_is_told_from_a_driver_that_does_not_fit(tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a CUDA device")
+    with pytest.raises(ConfigError, match=r"sees no CUDA device: it (is a build for the CPU|was built for CUDA)"):
+        platforms.choose_platform("cuda")
