@@ -6,26 +6,18 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import psutil
 
 from farm import processes, redis_server
+from farm.checkup import Finding, examine_worker
 from farm.config import Settings, settings_files
 from farm.errors import FarmError
 from farm.ledger import migrate, open_ledger, read
 from farm.media.binary import find_ffmpeg, version
-from farm.roster import WorkerSpec, load_roster, roster_file
+from farm.roster import load_roster, roster_file
 
 PROBE_SECONDS = 60.0
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    what: str
-    verdict: str  # "well", "mind" or "wrong"
-    found: str
-    advice: str = ""
 
 
 def examine(settings: Settings) -> list[Finding]:
@@ -120,27 +112,11 @@ def _roster(settings: Settings) -> list[Finding]:
                 "" if running else "`farm up` starts it",
             )
         )
-        found += _interpreter(spec)
+        if spec.renders and (spec.python != sys.executable or spec.device_set.kind != "cpu"):
+            found += examine_worker(spec)
     if any(spec.device_set.kind == "cuda" for spec in specs):
         found.append(_cards())
     return found
-
-
-def _interpreter(spec: WorkerSpec) -> list[Finding]:
-    """Whether the worker's interpreter starts and has numpy, which every host needs."""
-    if not spec.renders or spec.python == sys.executable:
-        return []
-    code = "import sys, numpy; print(sys.version.split()[0])"
-    try:
-        done = subprocess.run(
-            [spec.python, "-c", code], capture_output=True, text=True, timeout=PROBE_SECONDS, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return [Finding(f"python of {spec.name}", "wrong", f"{spec.python}: {error}", "mend python_executable")]
-    if done.returncode:
-        said = (done.stderr.strip().splitlines() or ["it failed"])[-1]
-        return [Finding(f"python of {spec.name}", "wrong", f"{spec.python}: {said}", "install numpy there")]
-    return [Finding(f"python of {spec.name}", "well", f"{done.stdout.strip()} at {spec.python}")]
 
 
 def _cards() -> Finding:

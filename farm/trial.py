@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from farm.batch import rows_from
+from farm.checkup import Finding
 from farm.config import Settings
-from farm.doctor import Finding
 from farm.errors import FarmError
 from farm.ledger import Ledger, control, read
 from farm.ledger.values import Attempt

@@ -146,10 +146,11 @@ def verify(model: ModelSpec, home: Path, *, reads_everything: bool = True) -> It
     if not model.source.repositories:
         raise InputError(f"model {model.id} has no weights to verify")
     for repository in model.source.repositories:
-        yield from _verify_folder(repository, home / repository.folder, reads_everything)
+        yield from verify_folder(repository, home / repository.folder, reads_everything=reads_everything)
 
 
-def _verify_folder(repository: RepositorySpec, folder: Path, reads_everything: bool) -> Iterator[Checked]:
+def verify_folder(repository: RepositorySpec, folder: Path, *, reads_everything: bool) -> Iterator[Checked]:
+    """The files of one repository's folder, wherever it lies."""
     name = repository.hub
     if not folder.is_dir():
         yield Checked(name, folder, "wrong", "the folder is missing: farm models pull fetches it")
