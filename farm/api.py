@@ -20,7 +20,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,6 +36,7 @@ from farm.ledger.values import Job as JobValue
 from farm.notebook import ProgressShow, film_html
 from farm.solo import OnProgress, render_one
 from farm.states import FINISHED, ArtifactKind, JobState
+from farm.store import Folder, Store, deliver, open_store
 from farm.submission import submit as submit_rows
 
 log = logging.getLogger(__name__)
@@ -56,6 +57,7 @@ class Farm:
         self.settings = settings or load_settings()
         self.ledger: Ledger = open_ledger(self.settings.ledger)
         ensure_current(self.ledger)
+        self.store = open_store(self.settings)
 
     def __enter__(self) -> Farm:
         return self
@@ -133,13 +135,27 @@ class Farm:
 class Film:
     """A published film.  It is a path for `open` and `shutil.copy`, and plays in a notebook's cell."""
 
-    path: Path
+    place: str  # a path, or where in the object store it lies
     frames: int
     seconds: float
     width: int
     height: int
     size_bytes: int
     sha256: str
+    artifact: Artifact = field(repr=False, compare=False)
+    store: Store = field(repr=False, compare=False)
+
+    @cached_property
+    def path(self) -> Path:
+        """The film on this machine; one that lies in an object store is fetched when this is first asked for."""
+        return self.store.fetch(self.artifact)
+
+    def save(self, target: PathLike, *, overwrite: bool = False) -> Path:
+        """Put the film at `target`, or into it if it is a folder.  Raises InputError when another file is there."""
+        wanted = Path(target).expanduser().absolute()
+        if wanted.is_dir():
+            wanted = wanted / Path(self.place).name
+        return deliver(self.store, self.artifact, wanted, overwrite=overwrite)
 
     def __fspath__(self) -> str:
         return str(self.path)
@@ -177,7 +193,7 @@ class Job:
     def film(self) -> Film | None:
         """None until it is published."""
         found = read.artifacts(self.farm.ledger, self.id, ArtifactKind.FILM)
-        return film_of(found[-1]) if found else None
+        return film_of(found[-1], self.farm.store) if found else None
 
     def status(self) -> JobProgress:
         """Frames done, what it is doing, on which worker, how fast and how long still."""
@@ -245,7 +261,8 @@ class Batch:
     @property
     def films(self) -> dict[int, Film]:
         """The films that are there, by job id."""
-        return {i: film_of(artifact) for i, artifact in read.films(self.farm.ledger, self.job_ids).items()}
+        found = read.films(self.farm.ledger, self.job_ids)
+        return {i: film_of(artifact, self.farm.store) for i, artifact in found.items()}
 
     def cancel(self) -> int:
         """Returns how many jobs were cancelled."""
@@ -336,16 +353,18 @@ class _Watcher:
             self._show.close()
 
 
-def film_of(artifact: Artifact) -> Film:
+def film_of(artifact: Artifact, store: Store) -> Film:
     facts = artifact.facts
     return Film(
-        path=Path(artifact.path),
+        place=artifact.path,
         frames=int(facts.get("frames", 0)),
         seconds=float(facts.get("video_seconds", 0.0)),
         width=int(facts.get("width", 0)),
         height=int(facts.get("height", 0)),
         size_bytes=artifact.size_bytes,
         sha256=artifact.sha256,
+        artifact=artifact,
+        store=store,
     )
 
 
@@ -424,7 +443,7 @@ def render(
         if show is not None:
             show.close()
     assert films[0].path == str(path)
-    return film_of(films[0])
+    return film_of(films[0], Folder(path.parent))
 
 
 async def render_async(portrait: PathLike, audio: PathLike, out: PathLike | None = None, **options: Any) -> Film:

@@ -62,13 +62,6 @@ def seal(staged: Path, final: Path, kind: ArtifactKind, facts: Mapping[str, Any]
     return NewArtifact(kind, str(final), size, digest, dict(facts or {}))
 
 
-def write_sealed(final: Path, data: bytes, token: int, kind: ArtifactKind) -> NewArtifact:
-    """`seal` for small content."""
-    staged = staging_name(final, token)
-    staged.write_bytes(data)
-    return seal(staged, final, kind)
-
-
 def discard_staged(final: Path, token: int) -> None:
     """Delete what attempts up to and with `token` left of `final` under their staging names."""
     for each in range(1, token + 1):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import tempfile
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -101,6 +102,40 @@ class ServerSettings(_Section):
     requests_per_second: float = Field(gt=0)
 
 
+class StoreSettings(_Section):
+    url: str
+    endpoint: str
+    region: str
+    access_key: str
+    secret_key: SecretStr
+    cache_gb: float = Field(ge=0)
+    patience_seconds: float = Field(ge=0)
+
+    @field_validator("url")
+    @classmethod
+    def _names_a_bucket(cls, url: str) -> str:
+        if url and not re.fullmatch(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[A-Za-z0-9._/-]*)?", url):
+            raise ValueError("must be empty, s3://bucket or s3://bucket/prefix")
+        return url
+
+    @field_validator("endpoint")
+    @classmethod
+    def _is_an_address(cls, endpoint: str) -> str:
+        if endpoint and not re.fullmatch(r"https?://[^\s@/]+/?", endpoint):
+            raise ValueError("must be empty or an address such as https://s3.example.org, without keys or a path")
+        return endpoint
+
+    @property
+    def bucket(self) -> str:
+        return self.url.removeprefix("s3://").partition("/")[0]
+
+    @property
+    def prefix(self) -> str:
+        """What every key begins with: empty, or ends with a slash."""
+        words = self.url.removeprefix("s3://").partition("/")[2].strip("/")
+        return f"{words}/" if words else ""
+
+
 class LiveSettings(_Section):
     sessions: int = Field(ge=0)
     wait_seconds: float = Field(gt=0)
@@ -138,6 +173,7 @@ class Settings(BaseSettings):
     limits: LimitSettings
     rates: RateSettings
     server: ServerSettings
+    store: StoreSettings
     live: LiveSettings
 
     @classmethod
@@ -225,7 +261,13 @@ def load_settings(**overrides: Any) -> Settings:
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"]) or "settings"
-        raise ConfigError(f"{_where(first['loc'])}: {key}: {first['msg']} (got {first.get('input')!r})") from None
+        got = "" if _may_be_secret(first["loc"]) else f" (got {first.get('input')!r})"
+        raise ConfigError(f"{_where(first['loc'])}: {key}: {first['msg']}{got}") from None
+
+
+def _may_be_secret(loc: tuple[Any, ...]) -> bool:
+    """Also a secret's name with a slip in it, and a whole section that holds one."""
+    return loc[:1] == ("store",) and loc[1:] not in (("url",), ("region",), ("cache_gb",), ("patience_seconds",))
 
 
 def _where(loc: tuple[Any, ...]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 
 import psutil
@@ -16,14 +17,16 @@ from farm.errors import FarmError
 from farm.ledger import migrate, open_ledger, read
 from farm.media.binary import find_ffmpeg, version
 from farm.roster import load_roster, roster_file
+from farm.store import open_store
 
 PROBE_SECONDS = 60.0
+STORE_SECONDS = 5.0  # how long an object store that does not answer is asked
 
 
 def examine(settings: Settings) -> list[Finding]:
     """Every examination in turn; none raises for what it finds."""
     findings = [_python(), _settings(settings)]
-    examinations: tuple[Callable[[Settings], list[Finding]], ...] = (_ffmpeg, _redis, _ledger, _disk, _roster)
+    examinations: tuple[Callable[[Settings], list[Finding]], ...] = (_ffmpeg, _redis, _ledger, _store, _disk, _roster)
     for examination in examinations:
         try:
             findings += examination(settings)
@@ -73,6 +76,16 @@ def _ledger(settings: Settings) -> list[Finding]:
         return found
     finally:
         ledger.close()
+
+
+def _store(settings: Settings) -> list[Finding]:
+    """One small file is written, read back and deleted."""
+    hasty = settings.store.model_copy(update={"patience_seconds": min(settings.store.patience_seconds, STORE_SECONDS)})
+    store = open_store(settings.model_copy(update={"store": hasty}))
+    began = time.monotonic()
+    store.probe()
+    took = (time.monotonic() - began) * 1000.0
+    return [Finding("store", "well", f"{store.where}, written and read back in {took:.0f} ms")]
 
 
 def _disk(settings: Settings) -> list[Finding]:

@@ -11,6 +11,8 @@
     ├── Interrupted       a stop that was asked for; costs no attempt
     ├── NotEnoughRoom     a worker's disk or memory is too full to take work, or a disk for a model
     ├── NotFetched        a hub did not give a model's files whole                       exit 1
+    ├── StoreError        the store of files does not answer or refuses; held against no job
+    ├── FileLost          a published file is gone or is no longer what was published
     └── LedgerError
         ├── LedgerAway    the database does not answer; tried again, held against nobody    exit 1
         ├── NotFound      no such batch, job, segment or worker                          exit 1
@@ -90,6 +92,14 @@ class NotEnoughRoom(FarmError):
 
 class NotFetched(FarmError):
     """A hub did not give a model's files whole; asking again goes on where it stopped."""
+
+
+class StoreError(FarmError):
+    """The store of files does not answer or refuses; the sentence says which and names no key."""
+
+
+class FileLost(FarmError):
+    """A published file is gone or is no longer what was published."""
 
 
 class LedgerError(FarmError):

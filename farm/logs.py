@@ -26,7 +26,7 @@ _SECRETS = re.compile(
     r"(?P<scheme>[a-z][a-z0-9+.-]{0,30}://[^\s:/@]{0,100}):(?P<password>[^\s@]{1,300})@", re.IGNORECASE
 )
 _KEYS = re.compile(
-    r"(?P<name>(?:api[_-]?key|password|secret|token|authorization)[\"']?\s*[=:]\s*)"
+    r"(?P<name>(?:api[_-]?key|access[_-]?key|password|secret(?:[_-]?(?:access[_-]?)?key)?|token|authorization)[\"']?\s*[=:]\s*)"
     r"[\"']?(?:(?:bearer|basic)\s+)?[^\s\"',]{4,}",
     re.IGNORECASE,
 )
@@ -112,7 +112,7 @@ def log_to_stderr(log_format: LogFormat = "text", level: int = logging.INFO) -> 
     logging.captureWarnings(True)
     sys.excepthook = _log_uncaught
     threading.excepthook = _log_uncaught_in_thread
-    for chatty in ("alembic", "kombu", "amqp", "PIL"):
+    for chatty in ("alembic", "kombu", "amqp", "PIL", "boto3", "botocore", "urllib3"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
 
 

@@ -165,6 +165,11 @@ td { overflow-wrap: anywhere; }
 """
 
 
+def _place(film: str) -> str | Path:
+    """A path of this machine becomes a link; a place in an object store is told as it is."""
+    return film if "://" in film else Path(film)
+
+
 def as_page(summary: Summary) -> str:
     """The summary as one HTML file that loads nothing."""
     title = f"{summary.name}, night of {moment(summary.night.begin)}"
@@ -173,7 +178,7 @@ def as_page(summary: Summary) -> str:
         total = sum(film.film_seconds for film in summary.made)
         paid = price(summary.device_seconds, summary.cost)
         films: Rows = [
-            (f"{f.job}", f.name, Path(f.film), span(f.film_seconds), span(f.device_seconds)) for f in summary.made
+            (f"{f.job}", f.name, _place(f.film), span(f.film_seconds), span(f.device_seconds)) for f in summary.made
         ]
         parts.append(_table("Films", ("job", "name", "film", "length", "device time"), films))
         said = f"Together {span(total)} of film in {span(summary.device_seconds)} of device time"

@@ -24,6 +24,7 @@ from farm.ledger.intake import PREPARE_QUEUE
 from farm.ledger.values import Attempt, Job, LedgerEvent, Segment
 from farm.models import ModelSpec, load_model, model_files
 from farm.states import ArtifactKind, JobState, SegmentKind
+from farm.store import deliver, open_store
 
 SCHEMA_VERSION = "1.0.0"
 TASK = "audio2video"
@@ -327,7 +328,9 @@ def generate(source: GenerateRequest | Mapping[str, Any] | str | Path) -> Genera
             value = job.value
             if value.state is not JobState.SUCCEEDED:
                 raise (InputError if value.failure == "input" else EngineError)(value.reason or value.state)
-            return result_of(farm.ledger, value)
+            film = read.artifact(farm.ledger, value.id, ArtifactKind.FILM)
+            path = deliver(open_store(farm.settings), film, Path(value.output), overwrite=True)
+            return result_of(farm.ledger, value, path)
     found: list[GenerateResult] = []
     wanted = {k: cells.pop(k) for k in ("portrait", "audio", "output")}
     cells.pop("name")
@@ -356,17 +359,19 @@ def trace_id(job: Job) -> str:
     return uuid.uuid5(uuid.NAMESPACE_OID, f"{job.key}:{job.id}").hex
 
 
-def outputs_of(ledger: Ledger, job: Job) -> list[OutputArtifact]:
+def outputs_of(ledger: Ledger, job: Job, path: Path | None = None) -> list[OutputArtifact]:
     films = read.artifacts(ledger, job.id, ArtifactKind.FILM)
     return [
-        OutputArtifact("video", film.path, "video/mp4", job.width, job.height, int(film.facts.get("frames", 0)))
+        OutputArtifact(
+            "video", str(path or film.path), "video/mp4", job.width, job.height, int(film.facts.get("frames", 0))
+        )
         for film in films[-1:]
     ]
 
 
-def result_of(ledger: Ledger, job: Job) -> GenerateResult:
-    """The result of a job that succeeded."""
-    outputs = outputs_of(ledger, job)
+def result_of(ledger: Ledger, job: Job, path: Path | None = None) -> GenerateResult:
+    """The result of a job that succeeded; `path` is where its film lies on this machine, if not at its place."""
+    outputs = outputs_of(ledger, job, path)
     segments, attempts = read.segments(ledger, job.id), read.attempts(ledger, job.id)
     renders = rendering(attempts, segments)
     report = RunReport(

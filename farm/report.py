@@ -15,13 +15,15 @@ from typing import Any
 from PIL import Image
 
 from farm import __version__
-from farm.config import RateSettings
+from farm.config import RateSettings, Settings
+from farm.errors import FileLost
 from farm.ledger import Ledger, control, overview, read
 from farm.ledger.overview import Span
 from farm.ledger.progress import JobProgress, job_progress
-from farm.ledger.values import Batch
+from farm.ledger.values import Artifact, Batch
 from farm.rates import price
 from farm.states import ArtifactKind, JobState
+from farm.store import Store, open_store
 
 POSTER_WIDTH = 160
 SHEET_WIDTH = 720
@@ -65,7 +67,8 @@ class BatchReport:
     batch: Batch
     jobs: tuple[JobLine, ...]
     spans: tuple[Span, ...]
-    pictures: dict[int, tuple[str | None, str | None]]  # by job: paths of poster and contact sheet
+    pictures: dict[int, tuple[Artifact | None, Artifact | None]]  # by job: poster and contact sheet
+    store: Store
     written_at: float
     currency: str = ""
 
@@ -82,8 +85,9 @@ class BatchReport:
         return sum(line.device_seconds for line in self.jobs)
 
 
-def gather(ledger: Ledger, batch_id: int, rates: RateSettings) -> BatchReport:
+def gather(ledger: Ledger, batch_id: int, settings: Settings) -> BatchReport:
     """Everything that the report says.  Raises NotFound."""
+    rates = settings.rates
     batch = read.batch(ledger, batch_id)
     job_ids = control.job_ids_of_batch(ledger, batch_id)
     costs = overview.costs(ledger, job_ids)
@@ -95,7 +99,7 @@ def gather(ledger: Ledger, batch_id: int, rates: RateSettings) -> BatchReport:
     now = ledger.now()
     spans = overview.timeline(ledger, since=batch.created_at, until=now, job_ids=job_ids, limit=SPANS_AT_MOST)
     pictures = {job_id: _pictures(ledger, job_id) for job_id in films}
-    return BatchReport(batch, lines, tuple(spans), pictures, now, rates.currency)
+    return BatchReport(batch, lines, tuple(spans), pictures, open_store(settings), now, rates.currency)
 
 
 def _line(progress: JobProgress, cost: overview.Cost | None, film: str | None, rates: RateSettings) -> JobLine:
@@ -133,8 +137,8 @@ def _line(progress: JobProgress, cost: overview.Cost | None, film: str | None, r
     )
 
 
-def _pictures(ledger: Ledger, job_id: int) -> tuple[str | None, str | None]:
-    found = {artifact.kind: artifact.path for artifact in read.artifacts(ledger, job_id)}
+def _pictures(ledger: Ledger, job_id: int) -> tuple[Artifact | None, Artifact | None]:
+    found = {artifact.kind: artifact for artifact in read.artifacts(ledger, job_id)}
     return found.get(ArtifactKind.POSTER), found.get(ArtifactKind.SHEET)
 
 
@@ -246,7 +250,7 @@ def _table(report: BatchReport) -> str:
     numbers = ("Length", "Frames", "Device", "Cost", "Speed", "Waited", "Attempts")
     head = "<th></th><th>Film</th><th>State</th>" + "".join(f"<th class=n>{word}</th>" for word in numbers)
     rows = "".join(
-        f"<tr><td>{_picture(report.pictures.get(line.job, (None, None))[0], POSTER_WIDTH, '')}</td>"
+        f"<tr><td>{_picture(report, line.job, 0, POSTER_WIDTH, '')}</td>"
         f"<td>{html.escape(line.name)}<div class=soft>{html.escape(f'{line.model}, {line.preset}')}</div></td>"
         f"<td class={line.state}>{line.state}</td><td class=n>{clock(line.film_seconds)}</td>"
         f"<td class=n>{line.frames or ''}</td><td class=n>{clock(line.device_seconds)}</td>"
@@ -320,15 +324,20 @@ def _sheets(report: BatchReport, done: Sequence[JobLine]) -> str:
     shown = [
         f"<figure><figcaption>{html.escape(line.name)}</figcaption>{picture}</figure>"
         for line in done[:SHEETS_AT_MOST]
-        if (picture := _picture(report.pictures[line.job][1], SHEET_WIDTH, f"Twelve frames of {line.name}"))
+        if (picture := _picture(report, line.job, 1, SHEET_WIDTH, f"Twelve frames of {line.name}"))
     ]
     left_out = f"<p class=soft>… and {len(done) - SHEETS_AT_MOST} more</p>" if len(done) > SHEETS_AT_MOST else ""
     return "".join(shown) + left_out
 
 
-def _picture(path: str | None, width: int, text: str) -> str:
+def _picture(report: BatchReport, job_id: int, which: int, width: int, text: str) -> str:
     """An <img> with the picture in it; nothing where the file is gone."""
-    if path is None or not Path(path).is_file():
+    picture = report.pictures.get(job_id, (None, None))[which]
+    if picture is None:
+        return ""
+    try:
+        path = report.store.fetch(picture)
+    except FileLost:
         return ""
     with Image.open(path) as image:
         image.thumbnail((width, 4 * width))

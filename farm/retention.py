@@ -10,10 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from farm import uploads
-from farm.artifacts import is_staging_name
 from farm.config import Settings
 from farm.ledger import Ledger, read
-from farm.ledger.retention import WorkingArtifact, forget_artifacts, open_job_ids, upload_uses, working_artifacts
+from farm.ledger.retention import (
+    WorkingArtifact,
+    forget_artifacts,
+    input_uses,
+    open_job_ids,
+    upload_uses,
+    working_artifacts,
+)
+from farm.store import Store, open_store
 from farm.uploads import Kept
 
 STAGING_HOURS = 24.0  # longer than any attempt lives without renewing its lease
@@ -26,6 +33,7 @@ class Garbage:
     why: str
     artifact_id: int | None  # None for a file that the ledger does not know
     upload: Kept | None = None
+    input_sha256: str | None = None  # of a portrait or sound that lies in the store
 
 
 def find_garbage(
@@ -38,8 +46,8 @@ def find_garbage(
     the rest fits.  A failed or cancelled job keeps its files that long too, because a retry goes on from them.  A
     segment that was used again by a later film belongs to that film as well, and stays as long as that one's.
 
-    Uploads are kept while an open job names them and `older_than_days` from when they were last sent or their last job
-    ended; `keep_gb` does not count them.
+    Uploads, and inputs that were put into an object store, are kept while an open job names them and `older_than_days`
+    from when they were last sent or their last job ended; `keep_gb` does not count them.
     """
     now = ledger.now()
     candidates = working_artifacts(ledger)
@@ -49,7 +57,7 @@ def find_garbage(
         found = [_garbage(c, why) for c in candidates if c.ended_at < now - older_than_days * 86400.0]
         candidates, keep_gb = candidates[len(found) :], settings.segments.keep_gb
     found += [_garbage(c, f"to keep at most {keep_gb:g} GB") for c in _beyond(candidates, keep_gb * 1e9)]
-    return found + _orphans(ledger, settings) + _uploads(ledger, settings, older_than_days)
+    return found + _strays(ledger, open_store(settings), older_than_days) + _uploads(ledger, settings, older_than_days)
 
 
 def _garbage(item: WorkingArtifact, why: str) -> Garbage:
@@ -74,25 +82,25 @@ def _beyond(candidates: Sequence[WorkingArtifact], limit_bytes: float) -> list[W
     return chosen
 
 
-def _orphans(ledger: Ledger, settings: Settings) -> list[Garbage]:
-    """Staging files of attempts that died, and files of lost attempts that were never published."""
+def _strays(ledger: Ledger, store: Store, older_than_days: float) -> list[Garbage]:
+    """What attempts left that died or lost their lease, and inputs in the store that no job needs any more."""
     found: list[Garbage] = []
-    oldest = time.time() - STAGING_HOURS * 3600.0
-    root = settings.artifacts_dir
-    if not root.is_dir():
-        return found
+    oldest = ledger.now() - older_than_days * 86400.0
     busy = set(open_job_ids(ledger))
-    for folder in root.glob("*/*"):
-        if not folder.name.isdigit():
+    uses: dict[str, float | None] | None = None
+    known: tuple[int | None, set[str]] = (None, set())
+    for stray in store.strays(time.time() - STAGING_HOURS * 3600.0):
+        if stray.input_sha256 is not None:
+            uses = input_uses(ledger) if uses is None else uses
+            ended = uses.get(stray.input_sha256, 0.0)
+            if ended is not None and max(ended, stray.written_at) < oldest:
+                why = f"an input that no job needed for more than {older_than_days:g} days"
+                found.append(Garbage(stray.place, stray.size_bytes, why, None, input_sha256=stray.input_sha256))
             continue
-        job_id = int(folder.name)
-        known = {a.path for a in read.artifacts(ledger, job_id)}
-        for path in folder.rglob("*"):
-            with contextlib.suppress(OSError):
-                if not path.is_file() or str(path) in known or path.stat().st_mtime > oldest:
-                    continue
-                if is_staging_name(path) or job_id not in busy:
-                    found.append(Garbage(str(path), path.stat().st_size, "left by an attempt that died", None))
+        if stray.job_id is not None and stray.job_id != known[0]:
+            known = (stray.job_id, {a.path for a in read.artifacts(ledger, stray.job_id)})
+        if stray.unfinished or (stray.place not in known[1] and stray.job_id not in busy):
+            found.append(Garbage(stray.place, stray.size_bytes, "left by an attempt that died", None))
     return found
 
 
@@ -114,7 +122,7 @@ def _uploads(ledger: Ledger, settings: Settings, older_than_days: float) -> list
     return found
 
 
-def remove(ledger: Ledger, garbage: Sequence[Garbage]) -> list[Garbage]:
+def remove(ledger: Ledger, settings: Settings, garbage: Sequence[Garbage]) -> list[Garbage]:
     """Delete the files and return what was deleted.
 
     The ledger forgets them first, so that it never promises a file that is gone.  What belongs to a job that a person
@@ -125,9 +133,19 @@ def remove(ledger: Ledger, garbage: Sequence[Garbage]) -> list[Garbage]:
     kept = [item.upload for item in deleted if item.upload is not None]
     spared = _forget_uploads(ledger, kept)
     deleted = [item for item in deleted if item.upload is None or item.upload.content not in spared]
+    deleted = _without_needed_inputs(ledger, deleted)
+    store = open_store(settings)
     for item in deleted:
-        Path(item.path).unlink(missing_ok=True)
+        store.delete(item.path)
     return deleted
+
+
+def _without_needed_inputs(ledger: Ledger, garbage: Sequence[Garbage]) -> list[Garbage]:
+    """A job may have come since the garbage was found."""
+    if all(item.input_sha256 is None for item in garbage):
+        return list(garbage)
+    uses = input_uses(ledger)
+    return [item for item in garbage if item.input_sha256 is None or uses.get(item.input_sha256, 0.0) is not None]
 
 
 def _forget_uploads(ledger: Ledger, kept: Sequence[Kept]) -> set[Path]:

@@ -14,6 +14,7 @@ from farm.errors import (
     MediaError,
     NotEnoughRoom,
     OutOfMemory,
+    StoreError,
 )
 from farm.logs import redact
 from farm.states import Event
@@ -56,7 +57,7 @@ class Decision:
 
 
 def classify(error: BaseException) -> str:
-    """One word for reports: input, memory, device, engine, media, room, ledger, stop or bug."""
+    """One word for reports: input, memory, device, engine, media, room, store, ledger, stop or bug."""
     if isinstance(error, OSError) and error.errno in _DISK_FULL:
         return "room"
     kinds: tuple[tuple[type[BaseException], str], ...] = (
@@ -65,6 +66,7 @@ def classify(error: BaseException) -> str:
         (DeviceFault, "device"),
         (MediaError, "media"),
         (NotEnoughRoom, "room"),
+        (StoreError, "store"),
         (LedgerAway, "ledger"),
         (Interrupted, "stop"),
     )
@@ -78,8 +80,8 @@ def decide(error: BaseException, *, errors_before: int, was_smaller: bool, polic
     """What to do after `error` ended an attempt of a segment that had failed `errors_before` times already."""
     failure = classify(error)
     reason = redact(str(error)) or type(error).__name__  # it is kept in the ledger and shown to everybody
-    if failure in ("stop", "room", "ledger"):
-        # A segment that found no room may go elsewhere at once; its worker does not claim again before it has room.
+    if failure in ("stop", "room", "store", "ledger"):
+        # The segment may go elsewhere at once; a worker without room or store claims nothing before it has them again.
         return Decision(Event.INTERRUPT, reason, failure)
     if failure == "input":
         return Decision(Event.FAIL, reason, failure)

@@ -1,8 +1,9 @@
 """Using frames again that were rendered for another film.
 
 A segment's content key is the hash of everything that decides its pixels, but for the engine's version, which stands on
-the job that published it.  A file with the right key becomes an artifact of the new job by a hard link: the two jobs
-own a name each, so `farm gc` may take either without asking who else needs the content.
+the job that published it.  A file with the right key becomes an artifact of the new job by a hard link, or a copy
+within the object store: the two jobs own a name each, so `farm gc` may take either without asking who else needs the
+content.
 """
 
 from __future__ import annotations
@@ -10,24 +11,22 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
-import shutil
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-from farm.artifacts import JobFolder, seal, sha256_of, staging_name
+from farm.errors import FileLost
 from farm.ledger import Ledger, read
 from farm.ledger.reuse import KnownSegment, known_segments
 from farm.ledger.values import Job, Reused
 from farm.planning import PlannedSegment
 from farm.states import WorkerState
+from farm.store import LEND_TOKEN, Store
 
 log = logging.getLogger(__name__)
 
 KEY_FORMAT = 1  # raised when keys of before must not match
-FIRST_TOKEN = 1  # of the attempt that a segment used again gets
 
 
 def key_of(job: Job, portrait_sha256: str, profile: Mapping[str, Any], **own: Any) -> str:
@@ -52,7 +51,7 @@ def key_of(job: Job, portrait_sha256: str, profile: Mapping[str, Any], **own: An
 
 
 def find_reusable(
-    ledger: Ledger, artifacts_dir: Path, job: Job, plan: Sequence[PlannedSegment], queue: str
+    ledger: Ledger, store: Store, job: Job, plan: Sequence[PlannedSegment], queue: str
 ) -> dict[int, Reused]:
     """The segments of `plan`, by number, that need not be rendered; their files are the job's when this returns.
 
@@ -66,15 +65,17 @@ def find_reusable(
     for item in known:
         if item.engine_version == version:
             by_key.setdefault(item.content_key, []).append(item)
-    folder = JobFolder(artifacts_dir, job.id).make()
+    folder = store.folder(job.id).make()
     found: dict[int, Reused] = {}
     for number, key in keys.items():
         if plan[number].needs_carry and number - 1 not in found:
             break  # a chain is rendered in order, so only its beginning can be taken over
-        candidates = iter(by_key.get(key, ()))
-        taken = next((made for item in candidates if (made := _take(item, folder, number)) is not None), None)
-        if taken is not None:
-            found[number] = taken
+        for item in by_key.get(key, ()):
+            final = folder.segment(number, LEND_TOKEN, PurePosixPath(item.file.path).suffix)
+            taken = _take(item, store, final)
+            if taken is not None:
+                found[number] = taken
+                break
     return found
 
 
@@ -90,35 +91,14 @@ def _version_to_take(known: Sequence[KnownSegment], at_work: Collection[str]) ->
     return max(counted, key=lambda version: (counted[version], version)) if counted else None
 
 
-def _take(item: KnownSegment, folder: JobFolder, number: int) -> Reused | None:
-    source = Path(item.file.path)
-    final = folder.segment(number, FIRST_TOKEN, source.suffix)
-    staged = staging_name(final, FIRST_TOKEN)
-    staged.unlink(missing_ok=True)
+def _take(item: KnownSegment, store: Store, final: Path) -> Reused | None:
     try:
-        _link(source, staged)
-        if staged.stat().st_size != item.file.size_bytes or sha256_of(staged) != item.file.sha256:
-            log.warning("%s was changed since it was published; it is not used again", source)
-            return None
-        artifact = seal(staged, final, item.file.kind, item.file.facts)
-    except FileNotFoundError:
-        return None  # `farm gc` was here since we asked
-    except OSError as error:
-        log.warning("%s cannot be used again: %s", source, error)
+        artifact = store.lend(item.file, final)
+    except FileLost as error:
+        log.warning("%s; it is not used again", error)
         return None
-    finally:
-        staged.unlink(missing_ok=True)
     where = f"segment {item.number + 1} of job {item.job_id}"
     return Reused(artifact, item.carry, item.engine_version, where)
-
-
-def _link(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except FileNotFoundError:
-        raise
-    except OSError:  # another file system, or one without links
-        shutil.copyfile(source, target)
 
 
 def tell(plan: Sequence[PlannedSegment], reused: Mapping[int, Reused], fps: tuple[int, int]) -> Iterator[str]:

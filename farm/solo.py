@@ -69,7 +69,8 @@ def render_one(
     with _alone(home):
         _clear_old(home.parent)
         _share_configuration(home_from_environment(), home)
-        own = base.model_copy(update={"home": home, "ledger_url": ""})
+        local = base.store.model_copy(update={"url": ""})  # nobody else needs these files
+        own = base.model_copy(update={"home": home, "ledger_url": "", "store": local})
         ledger = open_ledger(own.ledger)
         try:
             ensure_current(ledger)
@@ -184,6 +185,7 @@ def _render(ledger: Ledger, job_id: int, home: Path, argv: list[str], on_progres
 def _worker(home: Path, argv: list[str], output: IO[bytes]) -> Iterator[subprocess.Popen[bytes]]:
     """The child process that prepares, renders and assembles; ended in every case."""
     environment = os.environ | {"FARM_HOME": str(home), "FARM_LEDGER_URL": f"sqlite:///{home / 'ledger.db'}"}
+    environment |= {"FARM_STORE__URL": ""}
     child = subprocess.Popen(
         [sys.executable, "-m", "workers.solo", *argv],
         env=environment,

@@ -36,6 +36,7 @@ from farm.ledger.values import JobRequest
 from farm.media.probe import probe_audio, probe_image
 from farm.models import ModelSpec, load_model
 from farm.states import FINISHED, Continuity
+from farm.store import open_store
 
 PROBES_AT_ONCE = 4
 NAME_LIMIT = 120  # characters of a film's name
@@ -88,8 +89,8 @@ def submit(
     `base` is what relative paths start from, `defaults` are cells for rows that lack them, `again` makes new jobs of
     known rows, `overwrite` lets films replace files that the farm did not make, `budget` is what the new batch may cost
     in the money of the configured rates.  `look_ahead` listens to the sound of parallel films to tell what of them is
-    known already.  Raises BadRows listing every bad row,
-    unless `skip_bad`.
+    known already.  Raises BadRows listing every bad row, unless `skip_bad`, and StoreError when the inputs could not be
+    made reachable for the workers; nothing is submitted then.
     """
     refuse_bad_budget(budget)
     user = owner or _user()
@@ -119,12 +120,17 @@ def submit(
         if dry_run:
             ids = tuple(known[r.key] for r in requests if r.key in known)
             return Submission(Intake(None, (), ids), tuple(problems), True, len(new), new, foreseen)
+    open_store(settings).keep_inputs(_inputs_of(requests))
     intake = take_in(ledger, requests, name=name or Path(source).stem, source=source, owner=user, budget=budget)
     rang = True
     if intake.new_job_ids:
         bell = doorbell or Doorbell(settings)
         rang = bell.ring(take_owed_doorbells(ledger))
     return Submission(intake, tuple(problems), rang, len(intake.new_job_ids), forecasts=foreseen)
+
+
+def _inputs_of(requests: Sequence[JobRequest]) -> set[tuple[str, str]]:
+    return {pair for r in requests for pair in ((r.portrait, r.portrait_sha256), (r.audio, r.audio_sha256))}
 
 
 def _user() -> str:

@@ -10,14 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from farm import __version__
-from farm.artifacts import JobFolder, discard_staged, seal, sha256_of, staging_name, write_sealed
-from farm.errors import EngineError, InputError, MediaError
+from farm.artifacts import JobFolder, discard_staged, staging_name
+from farm.errors import EngineError, FileLost, InputError, MediaError
 from farm.ledger.values import Artifact, Job, NewArtifact
 from farm.media.assemble import assemble
 from farm.media.pictures import contact_sheet, poster
 from farm.media.profile import EncoderProfile
 from farm.media.verify import FilmFacts, verify_film
 from farm.states import ArtifactKind
+from farm.store import Store, write_sealed
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,22 +47,23 @@ class BadSegment(EngineError):
 def assemble_film(
     job: Job,
     token: int,
-    folder_path: Path,
+    store: Store,
     segments: Sequence[Artifact],
     cuts: Sequence[int],
     history: Mapping[str, Any],
     audio_bitrate: int,
     timeout_seconds: float,
 ) -> Assembled:
-    """Join `segments` into a film of the planned length beside its output path, under a staging name.
+    """Join `segments` into a film of the planned length beside its place, under a staging name.
 
     `cuts` are the first frames of the segments; around each the film is decoded as a check.  `history` goes into the
-    report.  Raises InputError when the output cannot be written, BadSegment, MediaError.
+    report.  Raises InputError when the output cannot be written, BadSegment, MediaError, StoreError.
     """
-    folder = JobFolder(folder_path, job.id).make()
-    output = Path(job.output)
+    folder = store.folder(job.id).make()
+    output = store.film_path(job, token)
     staged = staging_name(output, token)
-    _check_files(segments)
+    files = _fetch_files(store, segments)
+    sound = store.input(job.audio, job.audio_sha256, "audio", verify=False)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         discard_staged(output, token)
@@ -72,8 +74,8 @@ def assemble_film(
         assert job.total_frames is not None and job.audio_samples is not None and job.audio_rate is not None
         profile = EncoderProfile.from_json(json.dumps(job.profile))
         assemble(
-            [Path(a.path) for a in segments],
-            Path(job.audio),
+            files,
+            sound,
             staged,
             frames=job.total_frames,
             profile=profile,
@@ -92,7 +94,7 @@ def assemble_film(
     except MediaError:
         staged.unlink(missing_ok=True)
         raise
-    companions = _companions(job, token, folder, staged, film, history)
+    companions = _companions(job, token, store, folder, staged, film, history)
     return Assembled(staged, output, _film_facts(film), tuple(companions))
 
 
@@ -105,14 +107,17 @@ def _spots(cuts: Sequence[int], frames: int, at_most: int = 24) -> list[int]:
     return sorted(set(spots))
 
 
-def _check_files(segments: Sequence[Artifact]) -> None:
+def _fetch_files(store: Store, segments: Sequence[Artifact]) -> list[Path]:
+    files: list[Path] = []
     bad: dict[int, str] = {}
     for artifact in segments:
-        path = Path(artifact.path)
-        if not path.is_file() or path.stat().st_size != artifact.size_bytes or sha256_of(path) != artifact.sha256:
+        try:
+            files.append(store.fetch(artifact, verify=True))
+        except FileLost:
             bad[artifact.segment_number] = artifact.path
     if bad:
         raise BadSegment(bad)
+    return files
 
 
 def _film_facts(film: FilmFacts) -> dict[str, Any]:
@@ -126,17 +131,23 @@ def _film_facts(film: FilmFacts) -> dict[str, Any]:
 
 
 def _companions(
-    job: Job, token: int, folder: JobFolder, staged: Path, film: FilmFacts, history: Mapping[str, Any]
+    job: Job,
+    token: int,
+    store: Store,
+    folder: JobFolder,
+    staged: Path,
+    film: FilmFacts,
+    history: Mapping[str, Any],
 ) -> list[NewArtifact]:
     made: list[NewArtifact] = []
     picture = folder.file("poster.jpg", token)
     hidden = staging_name(picture, token)
     poster(staged, hidden, at_seconds=min(1.0, film.video_seconds / 2))
-    made.append(seal(hidden, picture, ArtifactKind.POSTER))
+    made.append(store.seal(hidden, picture, ArtifactKind.POSTER))
     sheet = folder.file("sheet.jpg", token)
     hidden = staging_name(sheet, token)
     contact_sheet(staged, hidden)
-    made.append(seal(hidden, sheet, ArtifactKind.SHEET))
+    made.append(store.seal(hidden, sheet, ArtifactKind.SHEET))
     report = {
         "schema": "farm.report/1",
         "farm": __version__,
@@ -164,5 +175,5 @@ def _companions(
     }
     final = folder.file("report.json", token)
     body = json.dumps(report, indent=2, ensure_ascii=False).encode()
-    made.append(write_sealed(final, body, token, ArtifactKind.REPORT))
+    made.append(write_sealed(store, final, body, token, ArtifactKind.REPORT))
     return made

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from farm.artifacts import JobFolder, seal, sha256_of, staging_name
+from farm.artifacts import JobFolder, staging_name
 from farm.config import FilmSettings, SegmentSettings
 from farm.errors import InputError
 from farm.ledger.values import Job, NewArtifact
@@ -27,6 +27,7 @@ from farm.models import ModelSpec, load_model
 from farm.planning import Part, PlannedSegment, Stretch, choose_cuts, digest_of, frame_count, plan_segments, stretches
 from farm.reuse import key_of
 from farm.states import ArtifactKind, Continuity
+from farm.store import Store
 from workers.host.audio import DrivingFile
 from workers.portrait import normalise
 
@@ -45,15 +46,15 @@ class Prepared:
     queue: str
 
 
-def prepare(job: Job, token: int, folder_path: Path, segments: SegmentSettings, film: FilmSettings) -> Prepared:
-    """Raises InputError when this portrait or audio cannot become a film."""
+def prepare(job: Job, token: int, store: Store, segments: SegmentSettings, film: FilmSettings) -> Prepared:
+    """Raises InputError when this portrait or audio cannot become a film, StoreError."""
     model = load_model(job.model)
-    folder = JobFolder(folder_path, job.id).make()
-    portrait, portrait_notes = _look_at_portrait(job, token, folder)
+    folder = store.folder(job.id).make()
+    portrait, portrait_notes = _look_at_portrait(job, token, store, folder)
     profile = dataclasses.replace(
         default_profile(job.width, job.height, job.fps), crf=film.crf, preset=film.encoder_preset
     )
-    made = _Making(job, token, folder, model, portrait.sha256, json.loads(profile.to_json()))
+    made = _Making(job, token, store, folder, model, portrait.sha256, json.loads(profile.to_json()))
     seconds = model.segment_seconds or segments.seconds
     sound, driving, facts, plan = (
         _plan_parts(made, seconds)
@@ -82,6 +83,7 @@ class _Making:
 
     job: Job
     token: int
+    store: Store
     folder: JobFolder
     model: ModelSpec
     portrait_sha256: str  # of the normalised portrait
@@ -95,7 +97,7 @@ def _plan_chain(made: _Making, seconds: float, first_seconds: float) -> _Planned
     """Segments that each go on where the one before stopped; they hear the whole film."""
     job = made.job
     sound, driving = _decode_sound(made)
-    facts = importlib.import_module(made.model.measure).measure(_heard(driving)) if made.model.measure else {}
+    facts = importlib.import_module(made.model.measure).measure(_heard(made, driving)) if made.model.measure else {}
     plan = plan_segments(
         frame_count(sound.native_samples, sound.native_rate, job.fps),
         chunk_frames=made.model.chunk(job.preset, job.fps),
@@ -113,8 +115,8 @@ def _plan_parts(made: _Making, seconds: float) -> _Planned:
     job = made.job
     native = staging_name(made.folder.file("native.s16", made.token), made.token)
     try:
-        with _decoded(made) as (sound, staged):
-            decode_native(Path(job.audio), native, rate=sound.native_rate, samples=sound.native_samples)
+        with _decoded(made) as (source, sound, staged):
+            decode_native(source, native, rate=sound.native_rate, samples=sound.native_samples)
             heard = np.memmap(native, dtype="<i2", mode="r")
             rate = sound.native_rate
             cuts = choose_cuts(find_pauses(heard, rate), len(heard), round(seconds * rate))
@@ -129,7 +131,7 @@ def _plan_parts(made: _Making, seconds: float) -> _Planned:
     facts: Sequence[dict[str, Any]] = [{} for _ in parts]
     if made.model.measure:
         measuring = importlib.import_module(made.model.measure)
-        facts = measuring.measure_parts(_heard(driving), [_heard(driving, window) for window in windows])
+        facts = measuring.measure_parts(_heard(made, driving), [_heard(made, driving, window) for window in windows])
     plan = []
     for part, (begin, end), own, digest in zip(parts, windows, facts, digests, strict=True):
         # With the film's own seed every segment would nod and blink alike, counted from its beginning.
@@ -158,8 +160,8 @@ def _write_driving(heard: npt.NDArray[np.int16], rate: int, parts: Sequence[Stre
     return lengths
 
 
-def _heard(driving: NewArtifact, window: tuple[int, int] | None = None) -> DrivingFile:
-    return DrivingFile(Path(driving.path), window)
+def _heard(made: _Making, driving: NewArtifact, window: tuple[int, int] | None = None) -> DrivingFile:
+    return DrivingFile(made.store.fetch(driving), window)
 
 
 def _silence(sound: AudioFacts) -> list[str]:
@@ -167,16 +169,25 @@ def _silence(sound: AudioFacts) -> list[str]:
     return [] if sound.peak > SILENT_PEAK else ["the sound is silent from beginning to end; the mouth stays shut"]
 
 
-def _look_at_portrait(job: Job, token: int, folder: JobFolder) -> tuple[NewArtifact, list[str]]:
-    source = Path(job.portrait)
-    _check_unchanged(source, job.portrait_sha256, "portrait")
+def _look_at_portrait(job: Job, token: int, store: Store, folder: JobFolder) -> tuple[NewArtifact, list[str]]:
+    source = store.input(job.portrait, job.portrait_sha256, "portrait")
     final = folder.file("portrait.png", token)
     staged = staging_name(final, token)
     try:
-        found, notes = make_portrait(source, staged, job.model)
-        return seal(staged, final, ArtifactKind.PORTRAIT, found), notes
+        with _called(source, job.portrait):
+            found, notes = make_portrait(source, staged, job.model)
+        return store.seal(staged, final, ArtifactKind.PORTRAIT, found), notes
     finally:
         staged.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _called(source: Path, given: str) -> Iterator[None]:
+    """A user's mistake is told with the name that the user gave, wherever the file was read."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(str(error).replace(str(source), given)) from None
 
 
 def make_portrait(source: Path, target: Path, model_id: str) -> tuple[dict[str, Any], list[str]]:
@@ -196,34 +207,22 @@ def make_portrait(source: Path, target: Path, model_id: str) -> tuple[dict[str, 
 
 
 def _decode_sound(made: _Making) -> tuple[AudioFacts, NewArtifact]:
-    with _decoded(made) as (sound, staged):
+    with _decoded(made) as (_, sound, staged):
         return sound, _seal_driving(made, staged)
 
 
 @contextlib.contextmanager
-def _decoded(made: _Making) -> Iterator[tuple[AudioFacts, Path]]:
-    """The recording's facts and its driving sound under a staging name."""
-    source = Path(made.job.audio)
-    _check_unchanged(source, made.job.audio_sha256, "audio")
+def _decoded(made: _Making) -> Iterator[tuple[Path, AudioFacts, Path]]:
+    """The recording, its facts, and its driving sound under a staging name."""
+    source = made.store.input(made.job.audio, made.job.audio_sha256, "audio")
     staged = staging_name(made.folder.file(DRIVING_NAME, made.token), made.token)
     try:
-        yield decode_driving(source, staged), staged
+        with _called(source, made.job.audio):
+            yield source, decode_driving(source, staged), staged
     finally:
         staged.unlink(missing_ok=True)
 
 
 def _seal_driving(made: _Making, staged: Path) -> NewArtifact:
     facts = {"rate": DRIVING_RATE, "samples": staged.stat().st_size // 4}
-    return seal(staged, made.folder.file(DRIVING_NAME, made.token), ArtifactKind.DRIVING, facts)
-
-
-def _check_unchanged(path: Path, sha256: str, what: str) -> None:
-    """The film is named after what was submitted; a file that changed since is another job."""
-    try:
-        if sha256_of(path) == sha256:
-            return
-    except FileNotFoundError:
-        raise InputError(f"{what} {path} is gone; it was there at submit") from None
-    except OSError as error:
-        raise InputError(f"{what} {path} cannot be read: {error.strerror}") from None
-    raise InputError(f"{what} {path} was changed after it was submitted; submit the row again")
+    return made.store.seal(staged, made.folder.file(DRIVING_NAME, made.token), ArtifactKind.DRIVING, facts)

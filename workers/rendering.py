@@ -8,11 +8,10 @@ import logging
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from farm.artifacts import JobFolder, seal, staging_name, write_sealed
-from farm.errors import DeviceFault, EngineChanged, EngineError, FarmError, MediaError
+from farm.artifacts import JobFolder, staging_name
+from farm.errors import DeviceFault, EngineChanged, EngineError, FarmError, FileLost, MediaError, StoreError
 from farm.ledger import Ledger, read
 from farm.ledger.values import Job, Lease, NewArtifact
 from farm.media.encode import SegmentEncoder
@@ -20,6 +19,7 @@ from farm.media.profile import EncoderProfile
 from farm.models import ModelSpec
 from farm.planning import Part
 from farm.states import ArtifactKind
+from farm.store import Store, write_sealed
 from farm.workshop import Stopped
 from workers.heart import LeaseWatch
 from workers.host.parent import Host, HostSpec, Loaded, Progress, Rendered
@@ -46,7 +46,7 @@ class Renderer:
     def __init__(
         self,
         ledger: Ledger,
-        artifacts_dir: Path,
+        store: Store,
         spec: HostSpec,
         model: ModelSpec,
         stop_seconds: float,
@@ -56,7 +56,7 @@ class Renderer:
         self.host = Host(spec)
         self.restarts = -1  # the first start is none
         self._ledger = ledger
-        self._artifacts_dir = artifacts_dir
+        self._store = store
         self._model = model
         self._preset = preset or model.default_preset
         self._stop_seconds = stop_seconds
@@ -92,7 +92,7 @@ class Renderer:
         if self.host.loaded is None:
             raise DeviceFault("the host is not loaded")
         job, segment = lease.job, lease.segment
-        folder = JobFolder(self._artifacts_dir, job.id).make()
+        folder = self._store.folder(job.id).make()
         final = folder.segment(segment.number, lease.token, SUFFIX)
         staged = staging_name(final, lease.token)
         profile = EncoderProfile.from_json(json.dumps(job.profile))
@@ -106,8 +106,8 @@ class Renderer:
             raise MediaError(["encoder"], 0, f"{encoded.frames} frames were encoded where {planned} were planned")
         assert done.carry is not None
         facts = {"frames": encoded.frames, "extradata_sha1": encoded.extradata_sha1}
-        artifacts = [seal(staged, final, ArtifactKind.SEGMENT, facts)]
-        picture = _thumbnail_of(done.last_frame, str(description["pixel_format"]), folder, lease)
+        artifacts = [self._store.seal(staged, final, ArtifactKind.SEGMENT, facts)]
+        picture = self._thumbnail_of(done.last_frame, str(description["pixel_format"]), folder, lease)
         if picture is not None:
             artifacts.append(picture)
         return RenderedSegment(
@@ -152,13 +152,14 @@ class Renderer:
         job = lease.job
         portrait = read.artifact(self._ledger, job.id, ArtifactKind.PORTRAIT)
         driving = read.artifact(self._ledger, job.id, ArtifactKind.DRIVING)
-        for artifact in (portrait, driving):
-            if not Path(artifact.path).is_file():
-                raise EngineError(f"{artifact.path} is gone; it was made by prepare (`farm jobs retry {job.id}`)")
+        try:
+            picture, sound = (self._store.fetch(artifact) for artifact in (portrait, driving))
+        except FileLost as error:
+            raise EngineError(f"{error}; it was made by prepare (`farm jobs retry {job.id}`)") from None
         settings = dict(job.settings)
         return {
-            "portrait": portrait.path,
-            "audio": driving.path,
+            "portrait": str(picture),
+            "audio": str(sound),
             "total_frames": job.total_frames,
             "width": job.width,
             "height": job.height,
@@ -169,6 +170,16 @@ class Renderer:
             "facts": dict(job.facts),
             "save_memory": lease.smaller,
         } | _of_part(lease.segment.part)
+
+    def _thumbnail_of(self, frame: bytes, pixel_format: str, folder: JobFolder, lease: Lease) -> NewArtifact | None:
+        """The segment's last frame, for people; its failure costs nothing."""
+        final = folder.segment(lease.segment.number, lease.token, ".jpg")
+        try:
+            jpeg = thumbnail_jpeg(frame, lease.job.width, lease.job.height, pixel_format)
+            return write_sealed(self._store, final, jpeg, lease.token, ArtifactKind.THUMBNAIL)
+        except (ValueError, OSError, StoreError) as error:
+            log.warning("%s: no thumbnail: %s", lease.label, error)
+            return None
 
 
 def _of_part(part: Part | None) -> dict[str, Any]:
@@ -235,14 +246,3 @@ def mismatch(model: ModelSpec, preset: str, loaded: Loaded) -> str | None:
         if planned != found:
             return f"configs/models/{model.id}.toml says {key} = {planned!r}, the engine says {found!r}; mend the file"
     return None
-
-
-def _thumbnail_of(frame: bytes, pixel_format: str, folder: JobFolder, lease: Lease) -> NewArtifact | None:
-    """The segment's last frame, for people; its failure costs nothing."""
-    final = folder.segment(lease.segment.number, lease.token, ".jpg")
-    try:
-        jpeg = thumbnail_jpeg(frame, lease.job.width, lease.job.height, pixel_format)
-        return write_sealed(final, jpeg, lease.token, ArtifactKind.THUMBNAIL)
-    except (ValueError, OSError) as error:
-        log.warning("%s: no thumbnail: %s", lease.label, error)
-        return None

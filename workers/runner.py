@@ -15,10 +15,10 @@ from typing import Any
 import psutil
 
 from farm import __version__
-from farm.artifacts import JobFolder, discard_staged, seal
+from farm.artifacts import discard_staged
 from farm.config import Settings
 from farm.doorbell import Doorbell, Ringer
-from farm.errors import ConfigError, EngineChanged, FarmError, Interrupted, LeaseLost, LedgerAway
+from farm.errors import ConfigError, EngineChanged, FarmError, Interrupted, LeaseLost, LedgerAway, StoreError
 from farm.ledger import Ledger, crew, live, moves, read
 from farm.ledger.repair import begin_again, render_again
 from farm.ledger.values import Lease, Reused
@@ -29,6 +29,7 @@ from farm.retry import Decision, backoff, decide
 from farm.reuse import find_reusable, tell
 from farm.roster import WorkerSpec, machine_name
 from farm.states import ArtifactKind, Event, SegmentKind, WorkerState
+from farm.store import open_store
 from farm.workshop import Stopped, Workshop
 from workers.announce import Announcer, Silence
 from workers.assembling import Assembled, BadSegment, assemble_film
@@ -41,6 +42,7 @@ from workers.room import why_no_room
 
 log = logging.getLogger(__name__)
 
+STORE_SECONDS = 10.0  # how often a worker whose store failed an attempt tries it again before it takes work
 FULL_SECONDS = 10.0  # how long a worker that met a full disk takes nothing, if room.min_free_disk_gb did not see it
 
 
@@ -63,6 +65,8 @@ class Runner:
         self.queue = spec.queue
         self.device = str(spec.device_set)
         self.policy = settings.retry.policy()
+        self._store = open_store(settings)
+        self._store_fails = (0.0, "")  # when to try the store again, and why it failed
         self.announcer: Announcer = announcer or Silence()
         with log_ids(worker=self.name):
             self._ringer = Ringer(doorbell) if doorbell is not None else None
@@ -185,10 +189,25 @@ class Runner:
         room = why_no_room(self.settings.room, self._artifacts_dir())
         if time.monotonic() < self._full[0]:
             room = room or self._full[1]
+        room = room or self._why_no_store()
         if room is not None:
             self.heart.say(WorkerState.IDLE, room)
             return False
         return self._renderer is None or self._renderer.is_warm or self._warm_up()
+
+    def _why_no_store(self) -> str | None:
+        """After the store failed an attempt, nothing is taken until something could be written and read there."""
+        try_at, why = self._store_fails
+        if not why:
+            return None
+        if time.monotonic() >= try_at:
+            try:
+                self._store.probe()
+                why = ""
+            except StoreError as error:
+                why = str(error)
+            self._store_fails = (time.monotonic() + STORE_SECONDS, why)
+        return why or None
 
     def _artifacts_dir(self) -> Path:
         path = self.settings.artifacts_dir
@@ -229,7 +248,7 @@ class Runner:
 
     def _sweep_up(self, lease: Lease) -> None:
         """Delete what this attempt, and those before it whose workers died, left under staging names."""
-        folder = JobFolder(self.settings.artifacts_dir, lease.job.id)
+        folder = self._store.folder(lease.job.id)
         number = lease.segment.number if lease.segment.kind is SegmentKind.RENDER else None
         try:
             for token in range(1, lease.token + 1):
@@ -270,7 +289,7 @@ class Runner:
         assert self._workshop is not None
         job = lease.job
         work: Future[Prepared] = self._workshop.do(
-            prepare, job, lease.token, self.settings.artifacts_dir, self.settings.segments, self.settings.film
+            prepare, job, lease.token, self._store, self.settings.segments, self.settings.film
         )
         began = time.monotonic()
         done = self._workshop.wait(
@@ -278,7 +297,7 @@ class Runner:
         )
         reused: dict[int, Reused] = {}
         if self.settings.segments.reuse and not job.fresh:
-            reused = find_reusable(self.ledger, self.settings.artifacts_dir, job, done.plan, done.queue)
+            reused = find_reusable(self.ledger, self._store, job, done.plan, done.queue)
         moves.publish_plan(
             self.ledger,
             lease,
@@ -302,7 +321,7 @@ class Runner:
             assemble_film,
             job,
             lease.token,
-            self.settings.artifacts_dir,
+            self._store,
             artifacts,
             cuts,
             self._history(lease),
@@ -312,11 +331,11 @@ class Runner:
         began = time.monotonic()
         try:
             done = self._workshop.wait(work, timeout_seconds=timeout, why_stop=watch.why_stop)
-            # The film's path is the user's and not token-unique, so the lease is asked once more before it is taken.
+            # The film's path may be the user's, without a token, so the lease is asked once more before it is taken.
             moves.renew(self.ledger, lease, ttl_seconds=self.settings.lease.ttl_seconds, frames_now=0)
-            film = seal(done.staged, done.output, ArtifactKind.FILM, done.facts)
+            film = self._store.seal(done.staged, done.output, ArtifactKind.FILM, done.facts)
         except BaseException:
-            discard_staged(Path(job.output), lease.token)
+            discard_staged(self._store.film_path(job, lease.token), lease.token)
             raise
         moves.publish(self.ledger, lease, artifacts=[film, *done.companions], device_seconds=time.monotonic() - began)
         return {"frames": done.facts["frames"], "seconds": round(time.monotonic() - began, 2), "file": film.path}
@@ -409,6 +428,8 @@ class Runner:
             self._drop(lease, "the lease was lost meanwhile")
             return
         self.announcer.failed(lease, decision.reason, retried=decision.event is not Event.FAIL)
+        if decision.failure == "store":
+            self._store_fails = (time.monotonic() + STORE_SECONDS, decision.reason)
         if decision.failure == "room":
             self._full = (time.monotonic() + FULL_SECONDS, decision.reason)
 
@@ -483,7 +504,7 @@ class Runner:
         host = self.settings.host
         return Renderer(
             self.ledger,
-            self.settings.artifacts_dir,
+            self._store,
             HostSpec(
                 engine_module=model.engine,
                 engine_settings={**preset.load, **spec.settings},

@@ -7,9 +7,10 @@ from pathlib import Path
 import click
 
 from farm.cli.farm_context import Farm
-from farm.errors import LedgerError
+from farm.errors import InputError, LedgerError
 from farm.ledger import migrate, open_ledger, repair
 from farm.ledger.audit import audit
+from farm.store import open_store
 
 
 @click.group()
@@ -107,19 +108,25 @@ def backup(farm: Farm, target: Path) -> None:
         farm db backup /backup/ledger.db
     """
     repair.back_up(farm.ledger, target)
-    click.echo(f"{target}, {target.stat().st_size / 1e6:.1f} MB; now copy {farm.settings.artifacts_dir}")
+    click.echo(f"{target}, {target.stat().st_size / 1e6:.1f} MB; now copy {open_store(farm.settings).where}")
 
 
 @db.command()
-@click.argument("old", type=click.Path(path_type=Path, file_okay=False))
-@click.argument("new", type=click.Path(path_type=Path, file_okay=False, exists=True))
+@click.argument("old")
+@click.argument("new")
 @click.pass_obj
-def relocate(farm: Farm, old: Path, new: Path) -> None:
+def relocate(farm: Farm, old: str, new: str) -> None:
     """Tell the ledger that the artifacts that lay in OLD lie in NEW.  Nothing is moved; no worker may run.
+
+    Each is a folder, or a place in an object store.
 
     \b
     Example:
         farm db relocate /old/home/artifacts /new/home/artifacts
+        farm db relocate /home/artifacts s3://films/artifacts
     """
-    count = repair.relocate_artifacts(farm.ledger, old.absolute(), new.absolute())
-    click.echo(f"{count} artifacts are looked for in {new.absolute()} now")
+    before, after = (word.rstrip("/") if "://" in word else str(Path(word).absolute()) for word in (old, new))
+    if "://" not in after and not Path(after).is_dir():
+        raise InputError(f"there is no folder {after}; move the artifacts first")
+    count = repair.relocate_artifacts(farm.ledger, before, after)
+    click.echo(f"{count} artifacts are looked for in {after} now")

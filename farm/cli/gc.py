@@ -21,7 +21,7 @@ def gc(farm: Farm, days: float, keep_gb: float | None, dry_run: bool, as_json: b
     Segments are what new films of an edited recording use again, so the setting segments.keep_gb says how much of them
     may stay; beyond it the oldest are deleted, whatever their age.  Films, posters, contact sheets and reports are
     never deleted, nor anything that a job still needs.  An upload goes when no open job names it, and it was sent, and
-    its last job ended, longer ago than --older-than.
+    its last job ended, longer ago than --older-than; so does an input that a submit put into an object store.
 
     \b
     Example:
@@ -31,7 +31,7 @@ def gc(farm: Farm, days: float, keep_gb: float | None, dry_run: bool, as_json: b
     """
     garbage: list[Garbage] = find_garbage(farm.ledger, farm.settings, older_than_days=days, keep_gb=keep_gb)
     if not dry_run:
-        garbage = remove(farm.ledger, garbage)
+        garbage = remove(farm.ledger, farm.settings, garbage)
     total = sum(item.size_bytes for item in garbage)
     if as_json:
         for item in garbage:

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import click
@@ -25,6 +26,7 @@ from farm.ledger.progress import job_progress
 from farm.ledger.values import Job
 from farm.rates import shown
 from farm.states import ArtifactKind, JobState, SegmentKind
+from farm.store import deliver, open_store
 
 
 @click.group()
@@ -493,6 +495,44 @@ def deadline(farm: Farm, when: str, job_words: tuple[str, ...], batch_id: int | 
         control.set_deadline(farm.ledger, job_id, due)
 
 
+def bring_films(
+    farm: Farm, ids: Sequence[int], output: Path | None = None, *, overwrite: bool = True
+) -> dict[int, Path]:
+    """Films of these jobs at the paths of their rows, or in a folder, where they are not there yet."""
+    store, films = open_store(farm.settings), read.films(farm.ledger, ids)
+    brought: dict[int, Path] = {}
+    for job in sorted(read.jobs(farm.ledger, ids=list(films), limit=None), key=lambda job: job.id):
+        own = Path(job.output)
+        target = own if output is None else output.absolute() / own.name
+        brought[job.id] = deliver(store, films[job.id], target, overwrite=overwrite)
+    return brought
+
+
+@jobs.command()
+@_ids
+@_batch
+@click.option("-o", "--output", type=click.Path(path_type=Path, file_okay=False), help="Into this folder.")
+@click.option("--overwrite", is_flag=True, help="Replace other files of the same name.")
+@click.pass_obj
+def fetch(farm: Farm, job_words: tuple[str, ...], batch_id: int | None, output: Path | None, overwrite: bool) -> None:
+    """Bring films from the store to this machine: to where their rows said, or into a folder.
+
+    A film that is there already is left alone.  Prints each film's path; jobs without a film are passed over.
+
+    \b
+    Example:
+        farm jobs fetch --batch 3
+        farm jobs fetch 7-9 -o films
+    """
+    ids = _chosen(farm, job_words, batch_id)
+    films = read.films(farm.ledger, ids)
+    missing = [job_id for job_id in ids if job_id not in films]
+    for path in bring_films(farm, list(films), output, overwrite=overwrite or output is None).values():
+        click.echo(str(path))
+    if missing:
+        click.echo(f"without a film: {', '.join(map(str, missing))}", err=True)
+
+
 @jobs.command("open")
 @click.argument("job_id", metavar="JOB", type=int)
 @click.option("--sheet", is_flag=True, help="The contact sheet instead of the film.")
@@ -505,7 +545,8 @@ def open_job(farm: Farm, job_id: int, sheet: bool) -> None:
         farm jobs open 7
     """
     read.job(farm.ledger, job_id)
-    path = read.artifact(farm.ledger, job_id, ArtifactKind.SHEET if sheet else ArtifactKind.FILM).path
+    file = read.artifact(farm.ledger, job_id, ArtifactKind.SHEET if sheet else ArtifactKind.FILM)
+    path = str(open_store(farm.settings).fetch(file))
     opener = shutil.which("xdg-open")
     desktop = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
     if opener and desktop and sys.stdout.isatty():

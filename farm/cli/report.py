@@ -31,7 +31,7 @@ def report(farm: Farm, batch_id: int, output: Path | None, as_json: bool, as_csv
 
     if as_json and as_csv:
         raise click.UsageError("give --json or --csv, not both")
-    found = reports.gather(farm.ledger, batch_id, farm.settings.rates)
+    found = reports.gather(farm.ledger, batch_id, farm.settings)
     if as_json:
         text = json.dumps(reports.as_json(found), ensure_ascii=False, indent=2) + "\n"
     elif as_csv:

@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from farm.batch import COLUMNS, read_batch
 from farm.cli.farm_context import Farm
+from farm.cli.jobs import bring_films
 from farm.cli.show import console, echo_json, json_option
 from farm.cli.watch import follow
 from farm.cli.watch import summarise as summarise_jobs
@@ -106,7 +107,8 @@ def submit(
         _say_submission(farm, done)
     if wait:
         follow(farm, done.intake.job_ids, quiet=as_json)
-        summarise_jobs(farm, done.intake.job_ids, as_json=as_json)
+        films = bring_films(farm, done.intake.job_ids)
+        summarise_jobs(farm, done.intake.job_ids, films, as_json=as_json)
         failed = read.jobs(
             farm.ledger, ids=done.intake.job_ids, states=[JobState.FAILED, JobState.CANCELLED], limit=None
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -165,14 +165,13 @@ def _to_go(going: Sequence[JobProgress], ahead: Forecast) -> str:
     return f", the last one in about {length(max(known))}{wrong}"
 
 
-def summarise(farm: Farm, job_ids: Iterable[int], *, as_json: bool) -> None:
-    """The table at the end: each film, its length, its render speed and its path."""
+def summarise(farm: Farm, job_ids: Iterable[int], films: Mapping[int, Path], *, as_json: bool) -> None:
+    """The table at the end: each film, its length, its render speed and its path on this machine."""
     found = job_progress(farm.ledger, list(job_ids))
-    films = read.films(farm.ledger, [p.job.id for p in found])
     if as_json:
         for p in found:
             film = films.get(p.job.id)
-            echo_json({**as_row(p), "film": film.path if film else None, "reason": p.job.reason})
+            echo_json({**as_row(p), "film": str(film) if film else None, "reason": p.job.reason})
         return
     rows: list[dict[str, Any]] = []
     for p in found:
@@ -184,7 +183,7 @@ def summarise(farm: Farm, job_ids: Iterable[int], *, as_json: bool) -> None:
                 "state": p.job.shown_state,
                 "length": length(p.job.audio_seconds),
                 "speed": times(p.times_real_time),
-                "film": _short(film.path) if film else p.job.reason,
+                "film": _short(str(film)) if film else p.job.reason,
             }
         )
     echo_rows(rows, as_json=False, columns=("row", "name", "state", "length", "speed", "film"), empty="no jobs")

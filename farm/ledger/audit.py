@@ -18,9 +18,10 @@ from typing import Any
 from sqlalchemy import ColumnElement, ColumnExpressionArgument, Select, and_, case, exists, func, or_, select
 from sqlalchemy.orm import Session, aliased
 
-from farm.artifacts import is_staging_name, sha256_of
+from farm.artifacts import is_staging_name
 from farm.config import Settings
 from farm.ledger.crew import REAPER_LOCK
+from farm.ledger.read import artifact_value
 from farm.ledger.repair import LOST_AGAIN
 from farm.ledger.store import Ledger, db_now
 from farm.ledger.tables import (
@@ -36,6 +37,7 @@ from farm.ledger.tables import (
     WorkerRow,
 )
 from farm.states import FINISHED, ArtifactKind, Event, JobState, SegmentKind, SegmentState, job_state
+from farm.store import Store, open_store
 
 OPEN = (SegmentState.WAITING, SegmentState.QUEUED, SegmentState.LEASED)
 ENDED = (SegmentState.SUCCEEDED, SegmentState.FAILED, SegmentState.CANCELLED)
@@ -66,7 +68,7 @@ def audit(
     with _snapshot(ledger) as session:
         found = [violation for rule in RULES for violation in rule(session, settings)]
         if check_files:
-            found += _files_are_as_published(session)
+            found += _files_are_as_published(session, open_store(settings))
             found += _no_orphan_staging_files(session, settings, orphan_seconds)
     return found
 
@@ -552,7 +554,7 @@ RULES: tuple[Rule, ...] = (
 # Files
 
 
-def _files_are_as_published(session: Session) -> Finding:
+def _files_are_as_published(session: Session, store: Store) -> Finding:
     """The files that still count exist with their size and hash: films, and all files of jobs that have not ended.
 
     A film whose path a newer film was written to is the newer one's.
@@ -568,22 +570,9 @@ def _files_are_as_published(session: Session) -> Finding:
         .order_by(ArtifactRow.id)
     )
     for row in session.scalars(query):
-        problem = _problem_of(row)
+        problem = store.fault(artifact_value(row))
         if problem:
             yield Violation("files are as published", f"{row.kind} of job {row.job_id}", f"{row.path} {problem}")
-
-
-def _problem_of(row: ArtifactRow) -> str | None:
-    path = Path(row.path)
-    try:
-        if not path.is_file():
-            return "is gone"
-        size = path.stat().st_size
-        if size != row.size_bytes:
-            return f"has {size} bytes, {row.size_bytes} were published"
-        return None if sha256_of(path) == row.sha256 else "was changed since it was published"
-    except OSError as error:
-        return f"cannot be read: {error.strerror}"
 
 
 def _no_orphan_staging_files(session: Session, settings: Settings, older_than_seconds: float) -> Finding:

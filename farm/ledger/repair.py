@@ -145,7 +145,7 @@ def begin_again(ledger: Ledger, lease: Lease, reason: str) -> bool:
     return ledger.write(story)
 
 
-def relocate_artifacts(ledger: Ledger, old: Path, new: Path) -> int:
+def relocate_artifacts(ledger: Ledger, old: str, new: str) -> int:
     """Say that what lay under `old` lies under `new` now.  Returns how many artifacts; the files are not touched."""
     before, after_move = f"{old}/", f"{new}/"
 

@@ -60,6 +60,20 @@ def upload_uses(ledger: Ledger) -> dict[str, float | None]:
     return uses
 
 
+def input_uses(ledger: Ledger) -> dict[str, float | None]:
+    """Contents that jobs were given, by SHA-256: when the last such job ended; None while one is open."""
+    uses: dict[str, float | None] = {}
+    with ledger.read() as session:
+        for column in (JobRow.portrait_sha256, JobRow.audio_sha256):
+            rows = session.execute(
+                select(column, JobRow.state, func.max(JobRow.finished_at)).group_by(column, JobRow.state)
+            )
+            for sha256, state, ended in rows:
+                before = uses.get(sha256, 0.0)
+                uses[sha256] = None if state not in FINISHED or before is None else max(before, ended or 0.0)
+    return uses
+
+
 def forget_artifacts(ledger: Ledger, ids: Sequence[int]) -> set[int]:
     """Forget these working files, but for those of jobs that were retried meanwhile.  Returns what was forgotten."""
 

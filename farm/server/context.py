@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from farm.batch import BadRows
 from farm.config import Settings
 from farm.doorbell import Doorbell
-from farm.errors import FarmError, InputError, LedgerError, NotEnoughRoom, NotFound
+from farm.errors import FarmError, InputError, LedgerError, NotEnoughRoom, NotFound, StoreError
 from farm.ledger import Ledger, read
 from farm.ledger.crew import take_owed_doorbells
 from farm.ledger.values import Job
@@ -21,6 +21,7 @@ from farm.server.access import Caller
 from farm.server.crowd import Crowd
 from farm.server.feed import Feed, History
 from farm.server.probes import Probes
+from farm.store import Store, open_store
 from farm.uploads import folder_of, owner_folder
 
 if TYPE_CHECKING:
@@ -36,6 +37,10 @@ class Context:
     scrapes: Scrapes
     probes: Probes
     histories: Crowd[History] = field(default_factory=Crowd)
+
+    @property
+    def store(self) -> Store:
+        return open_store(self.settings)
 
     def ring(self) -> None:
         owed = take_owed_doorbells(self.ledger)
@@ -107,7 +112,7 @@ def status_of(error: FarmError) -> int:
         return 400
     if isinstance(error, NotEnoughRoom):
         return 507
-    return 503 if isinstance(error, LedgerError) else 500
+    return 503 if isinstance(error, LedgerError | StoreError) else 500
 
 
 def no_such(what: str) -> HTTPException:

@@ -8,7 +8,7 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
 from functools import lru_cache, partial
 from itertools import pairwise
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -18,9 +18,9 @@ from fastapi.responses import FileResponse, JSONResponse, Response, StreamingRes
 from pydantic import BaseModel, ConfigDict, Field
 
 from farm import omnirt
-from farm.errors import InputError
+from farm.errors import FileLost, InputError
 from farm.ledger import control, overview, read
-from farm.ledger.values import Job
+from farm.ledger.values import Artifact, Job
 from farm.server import views
 from farm.server.access import Caller, Reader, Submitter
 from farm.server.context import Context, Here, no_such, problems
@@ -353,7 +353,7 @@ def film(
     if not found:
         raise no_such(f"job {job.id} has no film; it is {job.shown_state}")
     return _file(
-        Path(found[-1].path),
+        _fetched(here, found[-1]),
         "video/mp4",
         filename=f"{job.name}.mp4",
         disposition="attachment" if download else "inline",
@@ -384,7 +384,7 @@ def portrait(job_id: str, caller: Reader, here: Here) -> Response:
     job = here.job(caller, job_id)
     given = views.portrait_type(job.portrait)
     if given is not None and not read.artifacts(here.ledger, job.id, ArtifactKind.PORTRAIT):
-        return _file(Path(job.portrait), given)
+        return _file(here.store.input(job.portrait, job.portrait_sha256, "portrait"), given)
     return _picture(job, here, ArtifactKind.PORTRAIT)
 
 
@@ -392,13 +392,19 @@ def _picture(job: Job, here: Context, kind: ArtifactKind) -> Response:
     found = read.artifacts(here.ledger, job.id, kind)
     if not found:
         raise no_such(f"job {job.id} has no {kind} yet")
-    path = Path(found[-1].path)
+    path = _fetched(here, found[-1])
     return _file(path, "image/png" if path.suffix == ".png" else "image/jpeg")
 
 
+def _fetched(here: Context, file: Artifact) -> Path:
+    """The file on this machine; a large film from an object store arrives whole before its first byte is sent."""
+    try:
+        return here.store.fetch(file)
+    except FileLost:
+        raise no_such(f"{PurePosixPath(file.path).name} was removed from this farm's disk") from None
+
+
 def _file(path: Path, media_type: str, *, filename: str | None = None, disposition: str = "inline") -> Response:
-    if not path.is_file():
-        raise no_such(f"{path.name} was removed from this farm's disk")
     return FileResponse(
         path,
         media_type=media_type,
@@ -413,9 +419,9 @@ def waveform(job_id: str, caller: Reader, here: Here) -> JSONResponse:
     """The sound's shape, for drawing."""
     job = here.job(caller, job_id)
     found = read.artifacts(here.ledger, job.id, ArtifactKind.DRIVING)
-    if not found or not Path(found[-1].path).is_file():
+    if not found:
         raise no_such(f"job {job.id} has no decoded sound")
-    peaks = _peaks(found[-1].path, found[-1].sha256)
+    peaks = _peaks(str(_fetched(here, found[-1])), found[-1].sha256)
     return JSONResponse({"seconds": views.film_seconds(job), "peaks": peaks})
 
 

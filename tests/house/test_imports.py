@@ -30,6 +30,8 @@ DOORS = {
     "celery": ("farm/doorbell.py", "workers/app.py"),
     "kombu": ("farm/doorbell.py", "workers/app.py"),
     "flower": ("farm/flower.py",),
+    "boto3": ("farm/object_store.py",),
+    "botocore": ("farm/object_store.py",),
     "redis": ("farm/doorbell.py", "farm/redis_server.py", "workers/app.py"),
     "ffmpeg": ("farm/media/",),
     "av": ("farm/media/",),

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import delete, event, insert, text, update
 
-from farm.artifacts import JobFolder, write_sealed
+from farm.artifacts import JobFolder
 from farm.config import Settings, load_settings
 from farm.ledger import Ledger, control, crew, moves, read
 from farm.ledger.audit import RULES, audit
@@ -29,6 +29,7 @@ from farm.ledger.tables import (
     WorkerRow,
 )
 from farm.states import ArtifactKind, Continuity, JobState, SegmentKind, SegmentState
+from farm.store import open_store, write_sealed
 
 from .conftest import open_quick
 from .scenes import (
@@ -431,10 +432,12 @@ def film(ledger: Ledger, settings: Settings, tmp_path: Path) -> Path:
     path.parent.mkdir()
     job_id = planned(ledger, 1, output=str(path))
     lease = claim(ledger)
-    sealed = write_sealed(folder.segment(0, lease.token, ".mp4"), b"segment", lease.token, ArtifactKind.SEGMENT)
+    sealed = write_sealed(
+        open_store(settings), folder.segment(0, lease.token, ".mp4"), b"segment", lease.token, ArtifactKind.SEGMENT
+    )
     moves.publish(ledger, lease, artifacts=[sealed], carry=b"c", frames=50)
     for kind in (ArtifactKind.PORTRAIT, ArtifactKind.DRIVING):
-        prepared = write_sealed(folder.file(f"{kind}.x", 1), b"p", 1, kind)
+        prepared = write_sealed(open_store(settings), folder.file(f"{kind}.x", 1), b"p", 1, kind)
         ledger.write(
             lambda session, p=prepared: session.execute(
                 update(ArtifactRow)
@@ -444,7 +447,9 @@ def film(ledger: Ledger, settings: Settings, tmp_path: Path) -> Path:
         )
     assert audit(ledger, settings, check_files=True) == []
     lease = claim(ledger, "cpu", "cpu")
-    moves.publish(ledger, lease, artifacts=[write_sealed(path, b"film", lease.token, ArtifactKind.FILM)])
+    moves.publish(
+        ledger, lease, artifacts=[write_sealed(open_store(settings), path, b"film", lease.token, ArtifactKind.FILM)]
+    )
     assert audit(ledger, settings, check_files=True) == []
     return path
 
@@ -472,7 +477,11 @@ def test_a_film_that_a_newer_job_replaced_is_the_newer_ones(ledger: Ledger, sett
     planned(ledger, 1, output=str(film))
     publish(ledger, claim(ledger))
     lease = claim(ledger, "cpu", "cpu")
-    moves.publish(ledger, lease, artifacts=[write_sealed(film, b"the newer film", lease.token, ArtifactKind.FILM)])
+    moves.publish(
+        ledger,
+        lease,
+        artifacts=[write_sealed(open_store(settings), film, b"the newer film", lease.token, ArtifactKind.FILM)],
+    )
     assert broken_rules(ledger, settings, check_files=True) == set()
 
 

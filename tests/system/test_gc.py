@@ -120,7 +120,7 @@ def test_a_dry_run_deletes_nothing_and_a_real_one_just_what_it_named(ledger: Led
     garbage = find_garbage(ledger, settings, older_than_days=-1)
     assert files(settings) == before
     assert len(garbage) == 3
-    assert remove(ledger, garbage) == garbage
+    assert remove(ledger, settings, garbage) == garbage
     assert before - files(settings) == {item.path for item in garbage}
     assert find_garbage(ledger, settings, older_than_days=-1) == []
 
@@ -158,7 +158,7 @@ def test_a_job_that_is_retried_between_looking_and_deleting_keeps_its_files(ledg
     before = files(settings)
 
     assert control.retry(ledger, job_id) == 1
-    assert remove(ledger, garbage) == []
+    assert remove(ledger, settings, garbage) == []
     assert files(settings) == before
     assert len(read.artifacts(ledger, job_id)) == 3
 
@@ -166,7 +166,7 @@ def test_a_job_that_is_retried_between_looking_and_deleting_keeps_its_files(ledg
 def test_a_retry_after_the_files_are_gone_is_refused_with_a_way_out(ledger: Ledger, settings: Settings) -> None:
     job_id, lease = render_one_of_two(ledger, settings, "late")
     fail(ledger, lease)
-    remove(ledger, find_garbage(ledger, settings, older_than_days=-1))
+    remove(ledger, settings, find_garbage(ledger, settings, older_than_days=-1))
     with pytest.raises(InputError, match=r"deleted by `farm gc`; submit its row with --again"):
         control.retry(ledger, job_id)
     assert read.job(ledger, job_id).state is JobState.FAILED
@@ -186,7 +186,7 @@ def test_what_dead_attempts_left_goes_after_a_day_also_from_a_job_that_lives(
 
     garbage = find_garbage(ledger, settings, older_than_days=14)
     assert [item.path for item in garbage] == [str(old)]
-    assert remove(ledger, garbage) == garbage
+    assert remove(ledger, settings, garbage) == garbage
     assert fresh.exists() and not old.exists()
 
 
@@ -216,7 +216,7 @@ def test_an_upload_goes_with_all_that_speaks_of_it_once_it_is_old(ledger: Ledger
     garbage = find_garbage(ledger, settings, older_than_days=14)
     assert [(item.path, item.size_bytes) for item in garbage] == [(str(old), 7)]
     assert old.exists()
-    assert remove(ledger, garbage) == garbage
+    assert remove(ledger, settings, garbage) == garbage
     assert left(settings) == set()
 
 
@@ -238,7 +238,7 @@ def test_an_upload_that_comes_into_use_between_looking_and_deleting_stays(ledger
     assert len(garbage) == 2
     submit(ledger, "comes", portrait=str(taken))
     send(settings, "again.png")
-    assert remove(ledger, garbage) == []
+    assert remove(ledger, settings, garbage) == []
     assert taken.exists() and sent_again.exists()
     assert uploads.by_name(sent_again.parent, "again.png") is not None
 
@@ -251,5 +251,5 @@ def test_what_was_cut_off_on_its_way_goes_after_a_day(ledger: Ledger, settings: 
     os.utime(cut_off, (yesterday, yesterday))
     (item,) = find_garbage(ledger, settings, older_than_days=14)
     assert (item.path, item.why) == (str(cut_off), "an upload that was cut off")
-    remove(ledger, [item])
+    remove(ledger, settings, [item])
     assert left(settings) == {fresh.name}

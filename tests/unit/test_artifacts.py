@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from farm.artifacts import JobFolder, is_staging_name, seal, sha256_of, staging_name, write_sealed
+from farm.artifacts import JobFolder, is_staging_name, seal, sha256_of, staging_name
 from farm.states import ArtifactKind
+from farm.store import Folder, write_sealed
 
 
 @pytest.mark.parametrize(
@@ -39,7 +40,7 @@ def test_what_a_library_puts_beside_a_staging_file_is_known_as_one_too() -> None
 def test_a_sealed_file_has_its_size_and_hash_and_leaves_no_staging_file(tmp_path: Path) -> None:
     final = tmp_path / "report.json"
     data = b"x" * 3_000_000
-    artifact = write_sealed(final, data, 3, ArtifactKind.REPORT)
+    artifact = write_sealed(Folder(tmp_path), final, data, 3, ArtifactKind.REPORT)
     assert final.read_bytes() == data
     assert (artifact.path, artifact.size_bytes) == (str(final), len(data))
     assert artifact.sha256 == hashlib.sha256(data).hexdigest() == sha256_of(final)

@@ -31,6 +31,7 @@ from farm.ledger.values import Job, Lease
 from farm.media.verify import frame_hashes
 from farm.roster import WorkerSpec
 from farm.states import ArtifactKind, JobState, SegmentKind
+from farm.store import open_store
 from farm.submission import submit
 from workers.announce import Announcer
 from workers.host.parent import Host, HostSpec, Progress, Rendered
@@ -287,7 +288,7 @@ class SmallFarm:
         job_id = self.submit(prompt, **cells)
         lease = self.claim("cpu", "test", job_id)
         assert lease.job.id == job_id
-        done = prepare(lease.job, lease.token, self.settings.artifacts_dir, self.settings.segments, self.settings.film)
+        done = prepare(lease.job, lease.token, open_store(self.settings), self.settings.segments, self.settings.film)
         moves.publish_plan(self.ledger, lease, artifacts=done.artifacts, job=done.job, plan=done.plan, queue=done.queue)
         return job_id
 

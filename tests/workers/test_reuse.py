@@ -14,6 +14,7 @@ from farm.media.verify import frame_hashes
 from farm.retention import find_garbage, remove
 from farm.reuse import find_reusable
 from farm.states import ArtifactKind, JobState, SegmentKind
+from farm.store import open_store
 from farm.submission import submit
 from workers.preparing import prepare
 
@@ -25,8 +26,8 @@ def take_in(farm: SmallFarm, **cells: object) -> int:
     job_id = farm.submit(**cells)
     lease = farm.claim("cpu", "test", job_id)
     assert lease.job.id == job_id
-    folder = farm.settings.artifacts_dir
-    done = prepare(lease.job, lease.token, folder, farm.settings.segments, farm.settings.film)
+    store = open_store(farm.settings)
+    done = prepare(lease.job, lease.token, store, farm.settings.segments, farm.settings.film)
     moves.publish_plan(
         farm.ledger,
         lease,
@@ -34,7 +35,7 @@ def take_in(farm: SmallFarm, **cells: object) -> int:
         job=done.job,
         plan=done.plan,
         queue=done.queue,
-        reused=find_reusable(farm.ledger, folder, lease.job, done.plan, done.queue),
+        reused=find_reusable(farm.ledger, store, lease.job, done.plan, done.queue),
     )
     return job_id
 
@@ -136,7 +137,7 @@ def test_a_film_keeps_what_it_took_over_when_the_lender_is_cleaned_away(farm: Sm
     control.cancel(farm.ledger, first)
     garbage = find_garbage(farm.ledger, farm.settings, older_than_days=-1)
     assert {int(Path(item.path).relative_to(farm.settings.artifacts_dir).parts[1]) for item in garbage} == {first}
-    remove(farm.ledger, garbage)
+    remove(farm.ledger, farm.settings, garbage)
     assert farm.segment_hashes(second) == hashes
 
 
@@ -195,8 +196,8 @@ def test_a_sentence_more_that_lasts_no_whole_number_of_anything_changes_the_segm
     for name, parts in {"before": [(1, 40.0), (2, 40.0)], "after": [(1, 40.0), (3, 2.345), (2, 40.0)]}.items():
         job_id = farm.submit(audio=str(talk(farm.home / f"{name}.wav", *parts)), **PARALLEL)
         lease = farm.claim("cpu", "test", job_id)
-        folder = farm.settings.artifacts_dir
-        plan = prepare(lease.job, lease.token, folder, farm.settings.segments, farm.settings.film).plan
+        store = open_store(farm.settings)
+        plan = prepare(lease.job, lease.token, store, farm.settings.segments, farm.settings.film).plan
         keys.append([item.content_key for item in plan])
     before, after = keys
     assert len(before) > 10

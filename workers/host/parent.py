@@ -26,7 +26,14 @@ from workers.host.wire import HungUp, Wire
 
 log = logging.getLogger(__name__)
 
-SECRETS = ("FARM_LEDGER_URL", "FARM_REDIS_URL")  # hold passwords; a model's own code has no use for them
+SECRETS = (
+    "FARM_LEDGER_URL",
+    "FARM_REDIS_URL",
+    "FARM_STORE__ACCESS_KEY",
+    "FARM_STORE__SECRET_KEY",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+)  # hold passwords; a model's own code has no use for them
 _SOURCES = Path(__file__).resolve().parents[2]
 _LOG_LIMIT_BYTES = 16 << 20
 _KILL_SECONDS = 10.0
