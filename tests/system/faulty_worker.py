@@ -23,7 +23,7 @@ from typing import Any
 POINTS = (
     "claimed",  # the lease is taken, nothing is done yet
     "written",  # the file is complete under its staging name
-    "renamed",  # the file has its name, the ledger does not know
+    "renamed",  # the file has its name or is in the object store, the ledger does not know
     "committed",  # the ledger knows, no doorbell was rung
     "giving back",  # the attempt failed or was stopped, the ledger does not know
 )
@@ -67,13 +67,15 @@ def main() -> int:
     faults = json.loads(os.environ.pop("FAULTS", "{}"))
     if faults.get("clock_seconds"):
         shift_clock(faults["clock_seconds"])
+    from farm.config import load_settings
     from farm.ledger import moves
-    from workers import app, rendering, runner
+    from farm.store import open_store
+    from workers import app
 
     dice = Dice(faults)
     moves.claim = dying(moves.claim, dice, after="claimed")
-    rendering.seal = dying(rendering.seal, dice, before="written", after="renamed")
-    runner.seal = dying(runner.seal, dice, before="written", after="renamed")
+    kind: Any = type(open_store(load_settings()))
+    kind.seal = dying(kind.seal, dice, before="written", after="renamed")
     moves.release = dying(moves.release, dice, before="giving back")
     for name in ("publish", "publish_plan"):
         function = getattr(moves, name)

@@ -1,0 +1,112 @@
+"""A wire between a client and a server that a test can cut, hold or spoil, once, in a chosen request."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from collections.abc import Iterator
+from urllib.parse import urlsplit
+
+
+class Wire:
+    """Passes bytes on between a port of its own and a server.  `arm` chooses what goes wrong next."""
+
+    def __init__(self, endpoint: str) -> None:
+        there = urlsplit(endpoint)
+        self._there = (str(there.hostname), int(there.port or 80))
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.endpoint = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        self.happened = threading.Event()
+        self._lock = threading.Lock()
+        self._armed: tuple[bytes, str] | None = None
+        self._go_on = threading.Event()
+        self._open: list[socket.socket] = []
+        self._thread = threading.Thread(target=self._accept, daemon=True)
+        self._thread.start()
+
+    def arm(self, request: bytes, what: str) -> None:
+        """The next request that begins with `request` meets `what`:
+
+        "hold body" and "hold answer" stop the bytes until `let_go`; "spoil body" and "spoil answer" turn one bit
+        around; "cut body" and "cut answer" close the connection in the middle.
+        """
+        with self._lock:
+            self._armed = (request, what)
+            self.happened.clear()
+            self._go_on.clear()
+
+    def let_go(self) -> None:
+        self._go_on.set()
+
+    def close(self) -> None:
+        self.let_go()
+        self._listener.close()
+        for each in self._open:
+            with contextlib.suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+            each.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                near, _ = self._listener.accept()
+                far = socket.create_connection(self._there)
+            except OSError:
+                return
+            self._open += [near, far]
+            fate = _Fate()
+            for source, target, is_request in ((near, far, True), (far, near, False)):
+                threading.Thread(target=self._pass_on, args=(source, target, fate, is_request), daemon=True).start()
+
+    def _pass_on(self, source: socket.socket, target: socket.socket, fate: _Fate, is_request: bool) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                if is_request:
+                    self._take_notice(data, fate)
+                data = self._meet(data, fate, is_request)
+                if not data:
+                    break
+                target.sendall(data)
+        for each in (source, target):
+            with contextlib.suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+
+    def _take_notice(self, data: bytes, fate: _Fate) -> None:
+        with self._lock:
+            if self._armed is not None and data.startswith(self._armed[0]):
+                fate.what, self._armed = self._armed[1], None
+                fate.is_head = True
+
+    def _meet(self, data: bytes, fate: _Fate, is_request: bool) -> bytes:
+        """What of `data` goes on; empty cuts the connection."""
+        verb, _, side = fate.what.partition(" ")
+        if not verb or (side == "body") is not is_request:
+            return data
+        if data.startswith(b"HTTP/1.1 100") or (is_request and fate.is_head and data.endswith(b"\r\n\r\n")):
+            return data  # a head without a body: that comes with the next bytes
+        fate.what = ""
+        if verb == "hold":
+            self.happened.set()
+            self._go_on.wait()
+            return data
+        self.happened.set()
+        if verb == "cut":
+            return b""
+        return data[:-1] + bytes([data[-1] ^ 1])
+
+
+class _Fate:
+    """What is to happen to one connection's present request."""
+
+    what = ""
+    is_head = False
+
+
+@contextlib.contextmanager
+def wire_to(endpoint: str) -> Iterator[Wire]:
+    wire = Wire(endpoint)
+    try:
+        yield wire
+    finally:
+        wire.close()
