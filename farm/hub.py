@@ -110,7 +110,7 @@ class HuggingFace:
         address = self._library.hf_hub_url(
             listing.repository, file.path, revision=listing.revision, endpoint=self._endpoint
         )
-        headers = self._library.utils.build_hf_headers()
+        headers: dict[str, str] = self._library.utils.build_hf_headers()  # type: ignore[attr-defined]
         fetch_on(address, headers, listing.repository, file, folder, progress)
 
 

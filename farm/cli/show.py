@@ -34,9 +34,10 @@ STATE_STYLES: Mapping[str, str] = {
 }
 
 
-def console() -> Console:
-    """Standard output.  Without a terminal there is no colour and no line is folded."""
-    return Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+def console(*, stderr: bool = False) -> Console:
+    """Standard output, or standard error.  Without a terminal there is no colour and no line is folded."""
+    stream = sys.stderr if stderr else sys.stdout
+    return Console(highlight=False, soft_wrap=not stream.isatty(), stderr=stderr)
 
 
 def json_option(command: F) -> F:

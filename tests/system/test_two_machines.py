@@ -105,7 +105,7 @@ def test_a_batch_passes_through_machines_that_share_only_the_store(machines: Mac
         assert {file.kind for file in files} == set(ArtifactKind)
         assert all(file.path.startswith(f"s3://{machines.server.bucket}/{machines.prefix}/") for file in files)
         assert {a.worker for a in read.attempts(ledger, job_id)} == {"cpu@cpu", "right@right"}
-    # Segments are in the caches of those who made or joined them; the renderer never saw the film, nor the desk anything.
+    # Segments are in the caches of those who made or joined them; the renderer never saw the film, the desk nothing.
     assert not (desk.home / "cache").exists()
     segments, film = [file for file in files if file.kind is ArtifactKind.SEGMENT], files_of(files, ArtifactKind.FILM)
     cached = {path.stem for path in (machines.all["right"].home / "cache").rglob("*.mp4")}
