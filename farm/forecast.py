@@ -10,8 +10,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from farm.errors import FarmError
 from farm.ledger import Ledger, read
 from farm.ledger.estimate import pace
@@ -20,6 +18,7 @@ from farm.ledger.values import JobRequest
 from farm.media.decode import decode_native
 from farm.media.pauses import find_pauses
 from farm.media.probe import probe_audio
+from farm.media.sound import NativeSound
 from farm.models import load_model
 from farm.planning import choose_cuts, digest_of, stretches
 from farm.states import Continuity, WorkerState
@@ -71,7 +70,7 @@ def _look(ledger: Ledger, request: JobRequest, known: set[str], segment_seconds:
     with tempfile.TemporaryDirectory(prefix="farm-forecast-") as scratch:
         native = Path(scratch) / "native.s16"
         decode_native(Path(request.audio), native, rate=rate, timeout_seconds=60.0)
-        sound = np.memmap(native, dtype="<i2", mode="r")
+        sound = NativeSound(native)
         cuts = choose_cuts(find_pauses(sound, rate), len(sound), round(segment_seconds * rate))
         parts = stretches(cuts, len(sound), rate, request.fps)
         new = [part for part in parts if digest_of(sound[part.start : part.stop], rate) not in known]

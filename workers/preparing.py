@@ -12,9 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from farm.artifacts import JobFolder, staging_name
 from farm.config import FilmSettings, SegmentSettings
 from farm.errors import InputError
@@ -23,6 +20,7 @@ from farm.media.binary import find_ffmpeg, version
 from farm.media.decode import AudioFacts, decode_driving, decode_native, to_driving
 from farm.media.pauses import find_pauses
 from farm.media.profile import default_profile
+from farm.media.sound import NativeSound
 from farm.models import ModelSpec, load_model
 from farm.planning import Part, PlannedSegment, Stretch, choose_cuts, digest_of, frame_count, plan_segments, stretches
 from farm.reuse import key_of
@@ -117,7 +115,7 @@ def _plan_parts(made: _Making, seconds: float) -> _Planned:
     try:
         with _decoded(made) as (source, sound, staged):
             decode_native(source, native, rate=sound.native_rate, samples=sound.native_samples)
-            heard = np.memmap(native, dtype="<i2", mode="r")
+            heard = NativeSound(native)
             rate = sound.native_rate
             cuts = choose_cuts(find_pauses(heard, rate), len(heard), round(seconds * rate))
             parts = stretches(cuts, len(heard), rate, job.fps)
@@ -149,7 +147,7 @@ def _keyed(made: _Making, item: PlannedSegment, **own: Any) -> PlannedSegment:
     return dataclasses.replace(item, content_key=key)
 
 
-def _write_driving(heard: npt.NDArray[np.int16], rate: int, parts: Sequence[Stretch], target: Path) -> list[int]:
+def _write_driving(heard: NativeSound, rate: int, parts: Sequence[Stretch], target: Path) -> list[int]:
     """Each part's sound at 16 kHz, made from that part alone, one after the other.  Returns their lengths."""
     lengths = []
     with target.open("wb") as file:

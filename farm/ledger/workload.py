@@ -41,8 +41,10 @@ class Portion:
 def portions(session: Session, batches: Collection[int] = ()) -> list[Portion]:
     """The open jobs that are not paused, in the order of the claim; jobs of these `batches` one by one."""
     count = session.scalar(select(func.count()).where(JobRow.state.in_(_OPEN))) or 0
-    one_by_one: ColumnElement[Any] = JobRow.id if count <= FEW else cast(null(), BigInteger)
-    if count > FEW and batches:
+    one_by_one: ColumnElement[Any] = cast(null(), BigInteger)
+    if count <= FEW:
+        one_by_one = cast(JobRow.id, BigInteger)
+    elif batches:
         one_by_one = case((JobRow.batch_id.in_(sorted(batches)), JobRow.id))
     rows = session.execute(_grouped(one_by_one)).all()
     of_job, of_group = _rendered_now(session)

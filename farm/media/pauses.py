@@ -14,7 +14,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from farm.media.sound import NativeSound
+
 Samples = npt.NDArray[np.int16]
+Sound = Samples | NativeSound
 
 _QUIET_SECONDS = 0.3  # what a pause must last at least, nearly
 _AROUND_SECONDS = 1.5  # to either side: no quieter place lies nearer, and the loudness that quiet is judged against
@@ -32,13 +35,13 @@ class Pause:
     at: int  # sample in its middle
 
 
-def find_pauses(sound: Samples, rate: int) -> list[Pause]:
+def find_pauses(sound: Sound, rate: int) -> list[Pause]:
     """The pauses of `sound`, mono int16 [n] at `rate` Hz, in order; at most one in 1.5 seconds."""
     found = {pause.at: pause for at in _quietest(sound, rate) if (pause := _measure(sound, rate, at)) is not None}
     return [found[at] for at in sorted(found)]
 
 
-def _quietest(sound: Samples, rate: int) -> Iterator[int]:
+def _quietest(sound: Sound, rate: int) -> Iterator[int]:
     """Samples around which it is quieter than around any other within _AROUND_SECONDS; of equals the first."""
     half, around, block = int(_QUIET_SECONDS * rate / 2), int(_AROUND_SECONDS * rate), _BLOCK_SECONDS * rate
     for start in range(0, len(sound), block):
@@ -61,7 +64,7 @@ def _running_minimum(values: npt.NDArray[np.int64], width: int) -> npt.NDArray[n
     return np.minimum(backward[:count], forward[width - 1 : width - 1 + count])
 
 
-def _measure(sound: Samples, rate: int, at: int) -> Pause | None:
+def _measure(sound: Sound, rate: int, at: int) -> Pause | None:
     """The pause around `at`; None when it is hardly quieter there than around it."""
     half, around, hop = int(_QUIET_SECONDS * rate / 2), int(_AROUND_SECONDS * rate), rate // 100
     loud = int(_powers(sound, at - around, at + around).sum())
@@ -79,11 +82,11 @@ def _measure(sound: Samples, rate: int, at: int) -> Pause | None:
     return Pause((left + right) * hop, mark, middle)
 
 
-def _powers(sound: Samples, start: int, stop: int) -> npt.NDArray[np.int64]:
+def _powers(sound: Sound, start: int, stop: int) -> npt.NDArray[np.int64]:
     return np.square(_read(sound, start, stop).astype(np.int64))
 
 
-def _read(sound: Samples, start: int, stop: int) -> Samples:
+def _read(sound: Sound, start: int, stop: int) -> Samples:
     """Samples [start, stop), silence outside of the recording."""
     read = np.zeros(stop - start, np.int16)
     first, last = max(start, 0), min(stop, len(sound))

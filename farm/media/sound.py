@@ -5,7 +5,10 @@ Holds one byte per 20 ms and eight per 100 ms of sound, 2 MB for ten hours, what
 
 from __future__ import annotations
 
+import os
+import weakref
 from array import array
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -97,3 +100,28 @@ class SoundMeter:
 
 def _decibels(power: float) -> float:
     return float(10 * np.log10(max(power, 1e-12)))
+
+
+class NativeSound:
+    """A recording that `decode_native` wrote: mono int16 little endian.  Slices of it are arrays, read when asked for.
+
+    Never mapped: the pages of a mapped file count as this process's memory, which must not grow with the film.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Raises OSError when it cannot be read."""
+        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        weakref.finalize(self, os.close, self._descriptor)
+        self._samples = os.fstat(self._descriptor).st_size // 2
+
+    def __len__(self) -> int:
+        return self._samples
+
+    def __getitem__(self, part: slice) -> npt.NDArray[np.int16]:
+        """Samples [start, stop) as a new array.  Raises EOFError when the file was cut off meanwhile."""
+        start, stop, _ = part.indices(self._samples)
+        wanted = max(0, stop - start) * 2
+        data = os.pread(self._descriptor, wanted, start * 2)
+        if len(data) != wanted:
+            raise EOFError(f"{wanted} bytes were asked for at {start * 2}, {len(data)} are there")
+        return np.frombuffer(data, "<i2").astype(np.int16, copy=False)
