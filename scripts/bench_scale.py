@@ -503,7 +503,7 @@ COLOURS = {"sqlite": "#2b6cb0", "postgres": "#c05621"}
 
 
 def draw() -> None:
-    """The growth curves, one picture for each question."""
+    """The growth curves, one picture for each question, and the night."""
     grown = json.loads(FIGURES.read_text(encoding="utf-8")).get("grow", {})
     for name, column, title, goal in (
         ("scale-claim.svg", "claim_p99_ms", "One claim, p99, milliseconds", 20.0),
@@ -516,6 +516,45 @@ def draw() -> None:
         }
         (PICTURES / name).write_text(chart(title, curves, goal), encoding="utf-8")
         print(PICTURES / name)
+    night = json.loads(FIGURES.read_text(encoding="utf-8")).get("night", {}).get("sqlite")
+    if night:
+        (PICTURES / "scale-night.svg").write_text(hours_chart(night["rss_mb"]), encoding="utf-8")
+        print(PICTURES / "scale-night.svg")
+
+
+def hours_chart(sizes: Sequence[float]) -> str:
+    """The memory of a night's process, hour by hour, upwards from zero."""
+    width, height, left, top, right, bottom = 720, 240, 56, 44, 40, 40
+    highest = max(sizes) * 1.25
+
+    def x(hour: int) -> float:
+        return left + hour / (len(sizes) - 1) * (width - left - right)
+
+    def y(value: float) -> float:
+        return top + (1.0 - value / highest) * (height - top - bottom)
+
+    points = " ".join(f"{x(n):.1f},{y(value):.1f}" for n, value in enumerate(sizes))
+    shown = [0, 2, len(sizes) // 2, len(sizes) - 1]
+    parts = [
+        f"<text x='{left}' y='24' font-size='16' font-weight='600'>Resident memory over a day of leases, MB</text>",
+        f"<line x1='{left}' x2='{width - right}' y1='{y(0):.1f}' y2='{y(0):.1f}' stroke='#4a5568'/>",
+        f"<text x='{left - 6}' y='{y(0) + 4:.1f}' text-anchor='end'>0</text>",
+        f"<polyline points='{points}' fill='none' stroke='{COLOURS['sqlite']}' stroke-width='2'/>",
+        *(f"<text x='{x(n):.1f}' y='{y(sizes[n]) - 8:.1f}' text-anchor='middle'>{sizes[n]:g}</text>" for n in shown),
+        *(
+            f"<text x='{x(n):.1f}' y='{height - bottom + 18}' text-anchor='middle'>{n} h</text>"
+            for n in range(0, len(sizes), 6)
+        ),
+    ]
+    return drawing(width, height, parts)
+
+
+def drawing(width: int, height: int, parts: Sequence[str]) -> str:
+    return (
+        f"<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 {width} {height}' width='{width}' height='{height}'"
+        f" font-family='sans-serif' font-size='12'><rect width='100%' height='100%' fill='white'/>"
+        f"{''.join(parts)}</svg>\n"
+    )
 
 
 def chart(title: str, curves: dict[str, list[tuple[int, float]]], goal: float) -> str:
@@ -559,11 +598,7 @@ def chart(title: str, curves: dict[str, list[tuple[int, float]]], goal: float) -
         label = {"sqlite": "SQLite", "postgres": "PostgreSQL"}[kind]
         end = y(curve[-1][1]) + (-6 if above else 14)
         parts.append(f"<text x='{width - right + 24}' y='{end:.1f}' fill='{COLOURS[kind]}'>{label}</text>")
-    return (
-        f"<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 {width} {height}' width='{width}' height='{height}'"
-        f" font-family='sans-serif' font-size='12'><rect width='100%' height='100%' fill='white'/>"
-        f"{''.join(parts)}</svg>\n"
-    )
+    return drawing(width, height, parts)
 
 
 if __name__ == "__main__":

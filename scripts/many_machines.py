@@ -151,7 +151,7 @@ class ManyMachines:
             self.wait_until_rendered(worker)
             told = log.stat().st_size
             machine.cut(outwards=outwards, inwards=inwards)
-            cut_at = time.time()
+            cut_at, on_ledger = time.time(), self.ledger.now()
             time.sleep(0.5)  # what was under way has arrived
             held = self.rendered_by(worker)
             if held is not None:
@@ -167,6 +167,7 @@ class ManyMachines:
 
         wait_for(taken_over, 60, f"another worker with segment {held.id}")
         after = time.time() - cut_at
+        expired = [e.at for e in read.events(self.ledger, job_id=held.job_id, limit=10_000_000) if e.event == "expire"]
         time.sleep(max(0.0, cut_at + 3 * self.lease - time.time()))
         machine.heal()
         beats = self._beats(worker)
@@ -177,7 +178,8 @@ class ManyMachines:
         return {
             "cut_seconds": round(3 * self.lease, 1),
             "noticed_after_seconds": round(noticed - cut_at, 1),
-            "taken_over_after_seconds": round(after, 1),
+            "expired_after_seconds": round(min(at for at in expired if at > on_ledger) - on_ledger, 1),
+            "taken_over_after_seconds": round(after, 1),  # by the first worker that was free
             "lease_seconds": self.lease,
             "wrong": [] if noticed - cut_at <= self.lease else [f"the cut was noticed after {noticed - cut_at:.1f} s"],
         }

@@ -52,7 +52,7 @@ def portions(session: Session, batches: Collection[int] = ()) -> list[Portion]:
     for row in rows:
         look = (row.model, row.preset, row.width, row.height)
         now = of_group.pop((row.batch_id, look), 0) if row.job_id is None else of_job.get(row.job_id, 0)
-        frames = float(row.planned) - row.done
+        frames = float(row.planned) - float(row.done)
         left = max(0.0, frames - now)
         portion = Portion(
             batch_id=row.batch_id,
