@@ -15,6 +15,8 @@ import argparse
 import contextlib
 import json
 import os
+import shutil
+import subprocess
 import sys
 import time
 from collections import Counter
@@ -59,6 +61,7 @@ class ManyMachines:
         self.ledger: Ledger = farm.open()
         self.reference: dict[str, list[str]] = {}
         self.far_url = ""
+        self.wrong_clock = make_wrong_clock(farm.folder)
         self.batches = 0
         self.lease = float(farm.environment["FARM_LEASE__TTL_SECONDS"])
 
@@ -81,12 +84,10 @@ class ManyMachines:
         }
         faults: dict[str, Any] = {}
         if clock_seconds:
-            library = faketime()
-            if library is None:
+            if self.wrong_clock is None:
                 faults["clock_seconds"] = clock_seconds  # Python's clock only
             else:
-                environment |= {"LD_PRELOAD": str(library), "FAKETIME": f"{clock_seconds:+g}s"}
-                environment["FAKETIME_DONT_FAKE_MONOTONIC"] = "1"  # time-outs are not what is tried here
+                environment |= {"LD_PRELOAD": str(self.wrong_clock), "CLOCK_OFF_SECONDS": f"{clock_seconds:.0f}"}
         self.farm.start_worker(name, environment=environment, prefix=self.machine(machine).inside, **faults)
 
     # Films
@@ -265,7 +266,7 @@ class ManyMachines:
             said[machine] = round((moment_of(log.read_text().splitlines()[-1]) or 0.0) - log.stat().st_mtime)
             if abs(said[machine] - CLOCKS[machine]) > 5:
                 wrong.append(f"the clock of {machine} is not wrong at all: {said[machine]:+d} s")
-        how = "libfaketime" if faketime() is not None else "Python's clock"
+        how = "the C library" if self.wrong_clock is not None else "Python"
         return {"clocks_off_by_seconds": said, "through": how, "leases_seen": dict(seen), "wrong": wrong}
 
     def everything(self) -> dict[str, Any]:
@@ -338,9 +339,15 @@ class ManyMachines:
         return wrong + [str(violation) for violation in audit(self.ledger, load_settings(), check_files=True)]
 
 
-def faketime() -> Path | None:
-    """Debian's libfaketime, which gives a process another time."""
-    return next(iter(sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))), None)
+def make_wrong_clock(folder: Path) -> Path | None:
+    """A library that gives whole processes another time; None without a C compiler."""
+    compiler = shutil.which("cc")
+    if compiler is None:
+        return None
+    library = folder / "wrong_clock.so"
+    source = ROOT / "tests/system/wrong_clock.c"
+    subprocess.run([compiler, "-shared", "-fPIC", "-O1", "-o", library, source], check=True)
+    return library
 
 
 def first_complaint(log: Path, offset: int) -> float | None:
@@ -418,7 +425,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
                     machine.heal()
             say(json.dumps(report["faults"][name]))
             if report["faults"][name]["wrong"] and options.keep:
-                os.system(f"cp -a {folder} {options.keep}")
+                subprocess.run(["cp", "-a", folder, options.keep], check=False)
         lost = [w.name for w in read.workers(stage.ledger) if w.state is WorkerState.SICK]
         report["wrong"] = [f"{n}: {w}" for n, told in report["faults"].items() for w in told["wrong"]]
         report["wrong"] += [f"{name} is sick" for name in lost]
