@@ -2,11 +2,14 @@
 """Run an engine of workers/engines/upstream against a real checkout, on the CPU with tiny random weights.
 
     python scripts/check_upstream.py flashhead --repo PATH --python PATH
+    python scripts/check_upstream.py liveact --repo PATH --python PATH
 
 It proves that the checkout's entry points and signatures are those that the engine uses, that a film's frames are
 counted right, that one seed is one film, and that a film which goes on in a new process is the film.  It says nothing
 about pictures or speed.  PATH of --python is an interpreter that has what the checkout needs; the weights are made with
-it, then a real host is started with it.  Nothing is written into the checkout.
+it, then a real host is started with it.  Nothing is written into the checkout.  Of LiveAct the transformer and the
+speech encoder are the checkout's; its text encoder and picture tower have gigabytes at any size, so what they would say
+is put into the cache, and LightX2V's autoencoder, a package of its own, is stood in for.
 """
 
 from __future__ import annotations
@@ -127,7 +130,67 @@ def make_speech(folder: Path) -> str:
     return str(folder)
 
 
-MAKERS = {"flashhead-pro": (make_flashhead, "pro"), "flashhead-lite": (make_flashhead, "lite")}
+STAND_IN_VAE = """
+import torch.nn.functional as F
+
+
+class WanVAE:
+    def __init__(self, vae_path=None, dtype=None, device=None, use_lightvae=False, parallel=False):
+        pass
+
+    def encode(self, video):
+        size = ((video.shape[2] - 1) // 4 + 1, video.shape[3] // 8, video.shape[4] // 8)
+        return F.interpolate(video[0].mean(0)[None, None], size)[0].expand(16, -1, -1, -1)
+
+    def decode(self, latents):
+        size = (4 * latents.shape[1] - 3, latents.shape[2] * 8, latents.shape[3] * 8)
+        return F.interpolate(latents[:3][None].float(), size, mode="trilinear").tanh()
+"""
+
+
+def make_liveact(repo: Path, folder: Path, variant: str) -> dict[str, str]:
+    """A checkpoint, what the encoders would say of the check's film, and a stand-in of LightX2V's autoencoder."""
+    import torch
+
+    from workers.engines.flashtalk.conditioners import EncodingCache, digest
+    from workers.engines.upstream import liveact, weights
+    from workers.engines.upstream.checkout import check_checkout, check_imports, import_from
+
+    torch.cuda.current_device = lambda: 0
+    torch.manual_seed(1)
+    model = liveact.LiveAct({name: setting.default for name, setting in liveact.KNOWN.items()})
+    model.values = {**model.values, "cache": str(folder / "cache")}
+    model.checkout, model.kernel = check_checkout(repo, liveact.LAYOUT), "sdpa"
+    parts = (liveact.TRANSFORMER, liveact.TEXT, liveact.PICTURES, liveact.SPEECH)
+    check_imports(model.checkout, parts)
+    for name in parts:
+        import_from(model.checkout, name)
+    dit = import_from(model.checkout, liveact.TRANSFORMER).WanModel(
+        in_dim=36, dim=256, ffn_dim=64, num_heads=2, num_layers=LAYERS + 1
+    )
+    dit.to(torch.bfloat16).save_pretrained(folder)
+    for name in (liveact.VAE_FILE, liveact.TEXT_FILE, liveact.IMAGE_FILE):
+        (folder / name).write_bytes(b"\x80 not read")
+    for name in (liveact.TEXT_TOKENIZER, liveact.IMAGE_TOKENIZER):
+        (folder / name).mkdir(parents=True)
+    model.shards = weights.check_transformer(folder, liveact.CONFIG_KEYS)
+    film = film_of(folder.parent, 1, int(variant), 0)
+    cache, size = EncodingCache(model.cache), f"{variant}x{variant}"
+    content = digest(Path(film["portrait"]).read_bytes(), size, model.version)
+    rows, seen = torch.randn(512, 4096).bfloat16(), torch.randn(1, 257, 1280).bfloat16()
+    cache.fetch("text", digest(film["prompt"], model.version), lambda: {"kept": rows})
+    cache.fetch("pictures", content, lambda: {"kept": seen})
+    place = folder / "site/lightx2v/models/video_encoders/hf/wan"
+    place.mkdir(parents=True)
+    (place / "vae.py").write_text(STAND_IN_VAE, encoding="utf-8")
+    return {"ckpt_dir": str(folder), "wav2vec_dir": make_speech(folder / "wav2vec"), "cache": str(folder / "cache")}
+
+
+MAKERS = {
+    "flashhead-pro": (make_flashhead, "pro"),
+    "flashhead-lite": (make_flashhead, "lite"),
+    "liveact": (make_liveact, ""),
+}
 
 
 # The farm's side: a real host with that interpreter.
@@ -149,7 +212,7 @@ def film_of(folder: Path, frames: int, size: int, seed: int, **settings: Any) ->
         "width": size,
         "height": size,
         "fps": [25, 1],
-        "prompt": "",
+        "prompt": "a person talks",
         "seed": seed,
         "settings": settings,
         "facts": {},
@@ -170,6 +233,7 @@ class Hosted:
                 devices=DeviceSet("cpu"),
                 log_file=log,
                 python=python,
+                environment={"PYTHONPATH": str(log.parent / "weights" / "site")},
                 load_timeout_seconds=1200.0,
                 stuck_floor_seconds=1200.0,
             )
@@ -199,28 +263,41 @@ class Hosted:
 def check(name: str, repo: Path, python: str, size: int) -> None:
     """Raises AssertionError with what is wrong."""
     began = time.monotonic()
-    _, variant = MAKERS[name]
+    model, _, variant = name.partition("-")
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         made = subprocess.run(
-            [python, __file__, "--make", name, "--repo", str(repo), "--into", str(folder / "weights")],
+            [
+                python,
+                __file__,
+                "--make",
+                name,
+                "--repo",
+                str(repo),
+                "--into",
+                str(folder / "weights"),
+                "--size",
+                str(size),
+            ],
             capture_output=True,
             text=True,
             check=False,
         )
         assert made.returncode == 0, made.stderr[-4000:]
         settings = json.loads(made.stdout.splitlines()[-1])
-        settings |= {"repo_path": str(repo), "model_type": variant, "device": "cpu", "compile": False}
+        settings |= {"repo_path": str(repo), "device": "cpu", "compile": False}
+        settings |= {"model_type": variant} if variant else {}
+        wishes = {"steps": 2} if model == "flashhead" else {}
         log = folder / "host.log"
-        module = "workers.engines.upstream.flashhead"
+        module = f"workers.engines.upstream.{model}"
         print(f"{name}: weights made after {time.monotonic() - began:.0f} s", flush=True)
         try:
             hosted = Hosted(module, settings, python, log)
             said = hosted.loaded.description
             step = said["chunk_frames"]
             print(f"{name}: {said['version']}, Python {hosted.loaded.python}; {hosted.loaded.report['notes']}")
-            frames = step + 5  # the tail is no whole chunk
-            film = film_of(folder, frames, size, 7, steps=2)
+            frames = (3 if model == "liveact" else 1) * step + 5  # the tail is no whole chunk
+            film = film_of(folder, frames, size, 7, **wishes)
             bytes_each = size * size * 3
             other, _ = hosted.render(film | {"seed": 8}, 0, step, None)
             whole, end = hosted.render(film, 0, frames, None)
@@ -247,7 +324,7 @@ def check(name: str, repo: Path, python: str, size: int) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", nargs="?", default="flashhead", help="flashhead")
+    parser.add_argument("model", nargs="?", default="flashhead", choices=("flashhead", "liveact"), help="which")
     parser.add_argument("--repo", type=Path, required=True, help="the checkout")
     parser.add_argument("--python", default=sys.executable, help="the model's interpreter")
     parser.add_argument("--variant", action="append", choices=("pro", "lite"), help="pro or lite; both by default")
@@ -259,13 +336,15 @@ def main() -> int:
     if asked.make:
         make, variant = MAKERS[asked.make]
         asked.into.mkdir(parents=True)
-        print(json.dumps(make(repo, asked.into, variant)))
+        print(json.dumps(make(repo, asked.into, variant or str(asked.size))))
         return 0
     from farm.errors import FarmError
 
     try:
-        for variant in asked.variant or ("pro", "lite"):
-            check(f"{asked.model}-{variant}", repo, asked.python, asked.size)
+        variants = asked.variant or ("pro", "lite")
+        names = [f"flashhead-{variant}" for variant in variants] if asked.model == "flashhead" else [asked.model]
+        for name in names:
+            check(name, repo, asked.python, asked.size)
     except (FarmError, AssertionError) as error:
         print(f"{asked.model}: {error}", file=sys.stderr)
         return 1
