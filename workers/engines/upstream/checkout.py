@@ -28,6 +28,7 @@ DISTRIBUTIONS = {
     "yaml": "pyyaml",
     "skimage": "scikit-image",
     "flash_attn": "flash-attn",
+    "optimum": "optimum-quanto",
 }
 
 
