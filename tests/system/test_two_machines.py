@@ -224,7 +224,8 @@ def reference(undisturbed: Stage, machines: Machines) -> list[str]:
     undisturbed.write_roster({"cpu": {}, "r": {"model": "pattern"}})
     for name in ("cpu", "r"):
         undisturbed.start_worker(name)
-    folder = machines.all["desk"].folder / "moved away"
+    folder = machines.all["desk"].folder / "in"
+    folder.with_name("moved away").rename(folder)
     films = undisturbed.folder / "films"
     undisturbed.farm("submit", folder / "b.csv", "-o", films, "--wait")
     return frame_hashes(films / "one.mp4")

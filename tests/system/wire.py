@@ -12,10 +12,10 @@ from urllib.parse import urlsplit
 class Wire:
     """Passes bytes on between a port of its own and a server.  `arm` chooses what goes wrong next."""
 
-    def __init__(self, endpoint: str) -> None:
+    def __init__(self, endpoint: str, port: int = 0) -> None:
         there = urlsplit(endpoint)
         self._there = (str(there.hostname), int(there.port or 80))
-        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener = socket.create_server(("127.0.0.1", port))
         self.endpoint = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         self.happened = threading.Event()
         self._lock = threading.Lock()
@@ -104,8 +104,8 @@ class _Fate:
 
 
 @contextlib.contextmanager
-def wire_to(endpoint: str) -> Iterator[Wire]:
-    wire = Wire(endpoint)
+def wire_to(endpoint: str, port: int = 0) -> Iterator[Wire]:
+    wire = Wire(endpoint, port)
     try:
         yield wire
     finally:

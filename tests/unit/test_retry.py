@@ -15,6 +15,7 @@ from farm.errors import (
     MediaError,
     NotEnoughRoom,
     OutOfMemory,
+    StoreError,
 )
 from farm.retry import Decision, RetryPolicy, classify, decide
 from farm.states import Event, after
@@ -28,6 +29,7 @@ ERRORS: list[BaseException] = [
     EngineError("model said no"),
     MediaError(["ffmpeg"], 1, "bad"),
     NotEnoughRoom("disk full"),
+    StoreError("the object store does not answer"),
     Interrupted("drained"),
     ConfigError("file: key"),
     ZeroDivisionError("a bug of ours"),
@@ -40,7 +42,13 @@ def after_error(error: BaseException, errors_before: int = 0, was_smaller: bool 
 
 @pytest.mark.parametrize(
     ("error", "word"),
-    list(zip(ERRORS, ["input", "memory", "device", "engine", "media", "room", "stop", "engine", "bug"], strict=True)),
+    list(
+        zip(
+            ERRORS,
+            ["input", "memory", "device", "engine", "media", "room", "store", "stop", "engine", "bug"],
+            strict=True,
+        )
+    ),
     ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
 def test_every_error_has_one_word(error: BaseException, word: str) -> None:
@@ -71,7 +79,7 @@ def test_out_of_memory_is_tried_once_smaller_on_a_fresh_host_and_then_fails() ->
     assert second.reason == "full (also with the memory-saving settings)"
 
 
-@pytest.mark.parametrize("error", [Interrupted("drained"), NotEnoughRoom("disk full")])
+@pytest.mark.parametrize("error", [Interrupted("drained"), NotEnoughRoom("disk full"), StoreError("no answer")])
 def test_a_stop_that_was_asked_for_costs_nothing(error: BaseException) -> None:
     decision = after_error(error, errors_before=2)
     assert decision.event is Event.INTERRUPT

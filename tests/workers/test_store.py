@@ -1,0 +1,87 @@
+"""Workers whose files are kept in a real object store."""
+
+from __future__ import annotations
+
+import secrets
+from pathlib import Path
+
+import pytest
+
+from farm.config import StoreSettings
+from farm.ledger import read
+from farm.media.verify import frame_hashes
+from farm.states import ArtifactKind, JobState
+from farm.store import deliver, open_store
+from tests.conftest import S3Server, free_loopback_port
+from tests.system.wire import wire_to
+from tests.workers.conftest import SmallFarm, running, wait_until
+
+
+def keep_in_bucket(farm: SmallFarm, server: S3Server, endpoint: str | None = None, patience: float = 30.0) -> None:
+    own = farm.settings.store.model_dump() | {
+        "url": farm.settings.store.url or f"s3://{server.bucket}/workers-{secrets.token_hex(6)}",
+        "endpoint": endpoint or server.endpoint,
+        "access_key": server.access_key,
+        "secret_key": server.secret_key,
+        "patience_seconds": patience,
+    }
+    farm.settings = farm.settings.model_copy(update={"store": StoreSettings(**own)})
+
+
+@pytest.mark.slow
+def test_a_film_through_an_object_store_is_the_film_through_a_folder(
+    farm: SmallFarm, s3_server: S3Server, tmp_path: Path
+) -> None:
+    farm.change("segments", reuse=False)
+    through_folder = farm.submit()
+    with running(farm.cpu_runner(), farm.runner()):
+        farm.wait_for(through_folder, JobState.SUCCEEDED, JobState.FAILED)
+    keep_in_bucket(farm, s3_server)
+    through_bucket = farm.submit()
+    with running(farm.cpu_runner(), farm.runner()):
+        job = farm.wait_for(through_bucket, JobState.SUCCEEDED, JobState.FAILED)
+    assert (job.state, job.reason) == (JobState.SUCCEEDED, None)
+    assert not Path(job.output).exists()
+    film = read.artifact(farm.ledger, through_bucket, ArtifactKind.FILM)
+    brought = deliver(open_store(farm.settings), film, tmp_path / "film.mp4", overwrite=False)
+    assert frame_hashes(brought) == frame_hashes(Path(farm.job(through_folder).output))
+    assert farm.staging_files() == []
+    assert farm.audit() == []  # both films, each from where it lies
+
+
+@pytest.mark.slow
+def test_segments_in_an_object_store_are_used_again(farm: SmallFarm, s3_server: S3Server) -> None:
+    keep_in_bucket(farm, s3_server)
+    jobs = []
+    for name in ("first", "second"):
+        jobs.append(farm.submit(name=name))
+        with running(farm.cpu_runner(), farm.runner()):
+            farm.wait_for(jobs[-1], JobState.SUCCEEDED, JobState.FAILED)
+    segments = [read.artifacts(farm.ledger, job_id, ArtifactKind.SEGMENT) for job_id in jobs]
+    assert [file.sha256 for file in segments[0]] == [file.sha256 for file in segments[1]]
+    assert not {file.path for file in segments[0]} & {file.path for file in segments[1]}
+    assert {a.device for a in read.attempts(farm.ledger, jobs[1]) if a.frames == 0} >= {"reuse"}
+    assert farm.audit() == []
+
+
+def test_a_worker_whose_store_is_away_takes_nothing_says_why_and_goes_on_later(
+    farm: SmallFarm, s3_server: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workers.runner.STORE_SECONDS", 0.1)
+    keep_in_bucket(farm, s3_server)
+    job_id = farm.planned()
+    port = free_loopback_port()
+    keep_in_bucket(farm, s3_server, f"http://127.0.0.1:{port}", patience=0.0)
+    runner = farm.runner()
+    with running(runner):
+        (said,) = wait_until(
+            lambda: [w.reason for w in read.workers(farm.ledger) if w.reason and "does not answer" in w.reason],
+            "the worker to say what is wrong",
+        )
+        assert s3_server.secret_key not in said
+        tried = len(farm.outcomes(job_id))
+        with wire_to(s3_server.endpoint, port):
+            wait_until(lambda: farm.segments_done(job_id) == farm.job(job_id).segments_total, "the segments")
+    outcomes = [outcome for _, outcome in farm.outcomes(job_id)]
+    assert outcomes[:tried] == ["interrupt"] * tried and outcomes.count("succeed") == farm.job(job_id).segments_total
+    assert farm.job(job_id).failure is None and not any(a.strike for a in read.attempts(farm.ledger, job_id))
