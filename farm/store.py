@@ -245,14 +245,16 @@ class Folder:
         return local_strays(self._root, before)
 
     def probe(self) -> None:
-        path = self._root / f".probe-{secrets.token_hex(8)}"
+        folder = self._root
+        while not folder.exists():  # the first worker makes it, as the user that it runs as
+            folder = folder.parent
+        path = folder / f".probe-{secrets.token_hex(8)}"
         try:
-            self._root.mkdir(parents=True, exist_ok=True)
             path.write_bytes(PROBE)
             if path.read_bytes() != PROBE:
-                raise StoreError(f"{self._root} gives back other bytes than were written; is that disk well?")
+                raise StoreError(f"{folder} gives back other bytes than were written; is that disk well?")
         except OSError as error:
-            raise StoreError(f"{self._root} cannot be written: {error.strerror}") from None
+            raise StoreError(f"{folder} cannot be written: {error.strerror}") from None
         finally:
             path.unlink(missing_ok=True)
 
