@@ -339,53 +339,64 @@ def s3_program() -> str | None:
 @contextmanager
 def private_s3(program: str) -> Iterator[S3Server]:
     """A SeaweedFS of our own on loopback ports: all its parts in one process, its files under /tmp."""
-    from botocore.exceptions import BotoCoreError, ClientError
-
     access_key, secret_key = secrets.token_hex(10), secrets.token_hex(20)
     with private_folder("farm-s3-") as folder:
         keys = {"accessKey": access_key, "secretKey": secret_key}
         actions = ["Admin", "Read", "Write", "List", "Tagging"]
-        config = folder / "s3.json"
-        config.write_text(json.dumps({"identities": [{"name": "farm", "credentials": [keys], "actions": actions}]}))
-        ports = {f"{part}.{port}": free_loopback_port() for part in _S3_PARTS for port in ("port", "port.grpc")}
-        options = {
-            "dir": folder,
-            "ip": "127.0.0.1",
-            "ip.bind": "127.0.0.1",
-            "filer": "true",
-            "filer.localSocket": folder / "filer.sock",
-            "s3": "true",
-            "s3.config": config,
-            "s3.iam": "false",
-            "s3.port.iceberg": 0,
-            "s3.autoCreateBucket": "false",
-            "master.telemetry": "false",
-            "master.volumeSizeLimitMB": 64,
-            "volume.max": 20,
-            "volume.preStopSeconds": 0,
-            **ports,
-        }
-        argv = [program, f"-logdir={folder}", "server", *(f"-{name}={value}" for name, value in options.items())]
-        log = folder / "log"
-        with log.open("wb") as output:
-            process = subprocess.Popen([*reap_with_us("KILL"), *argv], stdout=output, stderr=output, cwd=folder)
-        server = S3Server(f"http://127.0.0.1:{ports['s3.port']}", "farm-tests", access_key, secret_key)
-        try:
-            deadline = time.monotonic() + 2 * START_SECONDS
-            with closing(server.client()) as client:
-                while True:
-                    try:
-                        client.create_bucket(Bucket=server.bucket)
-                        client.put_object(Bucket=server.bucket, Key="ready", Body=b"ready")
-                        break
-                    except (ClientError, BotoCoreError):
-                        if process.poll() is not None or time.monotonic() > deadline:
-                            raise RuntimeError(f"SeaweedFS did not start: {log.read_text()[-2000:]}") from None
-                        time.sleep(0.1)
-            yield server
-        finally:
-            process.kill()  # asked kindly it takes five seconds, and nothing of it is kept
-            process.wait()
+        config = {"identities": [{"name": "farm", "credentials": [keys], "actions": actions}]}
+        (folder / "s3.json").write_text(json.dumps(config))
+        for last in (False, False, True):  # somebody may take one of its eight ports before it does
+            ports = {f"{part}.{port}": free_loopback_port() for part in _S3_PARTS for port in ("port", "port.grpc")}
+            server = S3Server(f"http://127.0.0.1:{ports['s3.port']}", "farm-tests", access_key, secret_key)
+            process = start_s3(program, folder, ports)
+            try:
+                if wait_for_s3(server, process):
+                    yield server
+                    return
+                if last:
+                    raise RuntimeError(f"SeaweedFS did not start: {(folder / 'log').read_text()[-2000:]}")
+            finally:
+                process.kill()  # asked kindly it takes five seconds, and nothing of it is kept
+                process.wait()
+
+
+def start_s3(program: str, folder: Path, ports: dict[str, int]) -> subprocess.Popen[bytes]:
+    options = {
+        "dir": folder,
+        "ip": "127.0.0.1",
+        "ip.bind": "127.0.0.1",
+        "filer": "true",
+        "filer.localSocket": folder / "filer.sock",
+        "s3": "true",
+        "s3.config": folder / "s3.json",
+        "s3.iam": "false",
+        "s3.port.iceberg": 0,
+        "s3.autoCreateBucket": "false",
+        "master.telemetry": "false",
+        "master.volumeSizeLimitMB": 64,
+        "volume.max": 20,
+        "volume.preStopSeconds": 0,
+        **ports,
+    }
+    argv = [program, f"-logdir={folder}", "server", *(f"-{name}={value}" for name, value in options.items())]
+    with (folder / "log").open("wb") as output:
+        return subprocess.Popen([*reap_with_us("KILL"), *argv], stdout=output, stderr=output, cwd=folder)
+
+
+def wait_for_s3(server: S3Server, process: subprocess.Popen[bytes]) -> bool:
+    """Whether it takes a bucket and an object in time."""
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    deadline = time.monotonic() + 2 * START_SECONDS
+    with closing(server.client()) as client:
+        while process.poll() is None and time.monotonic() < deadline:
+            with suppress(ClientError, BotoCoreError):
+                client.create_bucket(Bucket=server.bucket)
+            with suppress(ClientError, BotoCoreError):
+                client.put_object(Bucket=server.bucket, Key="ready", Body=b"ready")
+                return True
+            time.sleep(0.1)
+    return False
 
 
 _S3_PARTS = ("master", "volume", "filer", "s3")

@@ -12,12 +12,13 @@ from urllib.parse import urlsplit
 class Wire:
     """Passes bytes on between a port of its own and a server.  `arm` chooses what goes wrong next."""
 
-    def __init__(self, endpoint: str, port: int = 0) -> None:
+    def __init__(self, endpoint: str) -> None:
         there = urlsplit(endpoint)
         self._there = (str(there.hostname), int(there.port or 80))
-        self._listener = socket.create_server(("127.0.0.1", port))
+        self._listener = socket.create_server(("127.0.0.1", 0))
         self.endpoint = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         self.happened = threading.Event()
+        self.is_down = False  # while it is, whoever comes is turned away
         self._lock = threading.Lock()
         self._armed: tuple[bytes, str] | None = None
         self._go_on = threading.Event()
@@ -51,6 +52,9 @@ class Wire:
         while True:
             try:
                 near, _ = self._listener.accept()
+                if self.is_down:
+                    near.close()
+                    continue
                 far = socket.create_connection(self._there)
             except OSError:
                 return
@@ -65,9 +69,9 @@ class Wire:
                 if is_request:
                     self._take_notice(data, fate)
                 data = self._meet(data, fate, is_request)
-                if not data:
-                    break
                 target.sendall(data)
+                if fate.is_cut:
+                    break
         for each in (source, target):
             with contextlib.suppress(OSError):
                 each.shutdown(socket.SHUT_RDWR)
@@ -76,15 +80,15 @@ class Wire:
         with self._lock:
             if self._armed is not None and data.startswith(self._armed[0]):
                 fate.what, self._armed = self._armed[1], None
-                fate.is_head = True
 
     def _meet(self, data: bytes, fate: _Fate, is_request: bool) -> bytes:
-        """What of `data` goes on; empty cuts the connection."""
+        """What of `data` goes on."""
         verb, _, side = fate.what.partition(" ")
         if not verb or (side == "body") is not is_request:
             return data
-        if data.startswith(b"HTTP/1.1 100") or (is_request and fate.is_head and data.endswith(b"\r\n\r\n")):
-            return data  # a head without a body: that comes with the next bytes
+        only_head = data.endswith(b"\r\n\r\n")
+        if data.startswith(b"HTTP/1.1 100") or (only_head and (is_request or verb == "spoil")):
+            return data  # the body comes with the next bytes
         fate.what = ""
         if verb == "hold":
             self.happened.set()
@@ -92,7 +96,8 @@ class Wire:
             return data
         self.happened.set()
         if verb == "cut":
-            return b""
+            fate.is_cut = True
+            return data[: len(data) // 2]
         return data[:-1] + bytes([data[-1] ^ 1])
 
 
@@ -100,12 +105,12 @@ class _Fate:
     """What is to happen to one connection's present request."""
 
     what = ""
-    is_head = False
+    is_cut = False
 
 
 @contextlib.contextmanager
-def wire_to(endpoint: str, port: int = 0) -> Iterator[Wire]:
-    wire = Wire(endpoint, port)
+def wire_to(endpoint: str) -> Iterator[Wire]:
+    wire = Wire(endpoint)
     try:
         yield wire
     finally:

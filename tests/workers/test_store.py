@@ -12,7 +12,7 @@ from farm.ledger import read
 from farm.media.verify import frame_hashes
 from farm.states import ArtifactKind, JobState
 from farm.store import deliver, open_store
-from tests.conftest import S3Server, free_loopback_port
+from tests.conftest import S3Server
 from tests.system.wire import wire_to
 from tests.workers.conftest import SmallFarm, running, wait_until
 
@@ -70,17 +70,17 @@ def test_a_worker_whose_store_is_away_takes_nothing_says_why_and_goes_on_later(
     monkeypatch.setattr("workers.runner.STORE_SECONDS", 0.1)
     keep_in_bucket(farm, s3_server)
     job_id = farm.planned()
-    port = free_loopback_port()
-    keep_in_bucket(farm, s3_server, f"http://127.0.0.1:{port}", patience=0.0)
-    runner = farm.runner()
-    with running(runner):
-        (said,) = wait_until(
-            lambda: [w.reason for w in read.workers(farm.ledger) if w.reason and "does not answer" in w.reason],
-            "the worker to say what is wrong",
-        )
-        assert s3_server.secret_key not in said
-        tried = len(farm.outcomes(job_id))
-        with wire_to(s3_server.endpoint, port):
+    with wire_to(s3_server.endpoint) as wire:
+        wire.is_down = True
+        keep_in_bucket(farm, s3_server, wire.endpoint, patience=0.0)
+        with running(farm.runner()):
+            (said,) = wait_until(
+                lambda: [w.reason for w in read.workers(farm.ledger) if w.reason and "does not answer" in w.reason],
+                "the worker to say what is wrong",
+            )
+            assert s3_server.secret_key not in said
+            tried = len(farm.outcomes(job_id))
+            wire.is_down = False
             wait_until(lambda: farm.segments_done(job_id) == farm.job(job_id).segments_total, "the segments")
     outcomes = [outcome for _, outcome in farm.outcomes(job_id)]
     assert outcomes[:tried] == ["interrupt"] * tried and outcomes.count("succeed") == farm.job(job_id).segments_total
