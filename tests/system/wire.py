@@ -29,8 +29,9 @@ class Wire:
     def arm(self, request: bytes, what: str) -> None:
         """The next request that begins with `request` meets `what`:
 
-        "hold body" and "hold answer" stop the bytes until `let_go`, a body in its middle and then for good; "spoil body"
-        and "spoil answer" turn one bit around; "cut body" and "cut answer" close the connection in the middle.
+        "hold body" and "hold answer" stop the bytes until `let_go`, a body in its middle and then for good.
+        "spoil body" and "spoil answer" turn one bit around.
+        "cut body" and "cut answer" close the connection in the middle.
         """
         with self._lock:
             self._armed = (request, what)
