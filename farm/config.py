@@ -60,6 +60,7 @@ class HostSettings(_Section):
     load_timeout_seconds: float = Field(gt=0)
     stuck_factor: float = Field(ge=2)
     stuck_floor_seconds: float = Field(gt=0)
+    rank_silence_seconds: float = Field(ge=1)
     stop_seconds: float = Field(gt=0)
     restart_delay_seconds: float = Field(ge=0)
     restart_delay_max_seconds: float = Field(ge=0)

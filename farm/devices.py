@@ -32,6 +32,10 @@ class DeviceSet:
     def overlaps(self, other: DeviceSet) -> bool:
         return self.kind == other.kind != "cpu" and bool(set(self.ids) & set(other.ids))
 
+    def beside(self, other: DeviceSet) -> DeviceSet:
+        """These devices and then the other's; the processor needs no place."""
+        return self if other.kind == "cpu" else DeviceSet(self.kind, (*self.ids, *other.ids))
+
     def environment(self, base: Mapping[str, str] | None = None) -> dict[str, str]:
         """`base` (the process's own by default) with just these devices visible and no others of any kind."""
         env = dict(os.environ if base is None else base)

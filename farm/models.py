@@ -168,6 +168,7 @@ class ModelSpec(_Table):
     measure: str = ""  # module with measure(audio): what `prepare` learns of the whole audio for the engine
     queue: str
     device_kinds: list[str]
+    ranks: list[int] = [1]  # how many cards can render one film together, as a group of processes
     memory_gb: float
     default_preset: str
     prompt: bool = False

@@ -10,8 +10,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from farm.cards import same_cards
 from farm.config import home_from_environment, read_toml
 from farm.devices import DeviceSet, parse_devices
 from farm.errors import ConfigError, InputError, NotFound
@@ -33,6 +34,8 @@ class WorkerSpec(BaseModel):
     devices: str = "cpu"
     python_executable: str = ""
     env_script: str = ""
+    text_device: str = ""
+    ranks: int = Field(default=0, ge=0, le=64)
     environment: dict[str, str] = {}
     settings: dict[str, Any] = {}
     enabled: bool = True
@@ -45,6 +48,16 @@ class WorkerSpec(BaseModel):
     @property
     def device_set(self) -> DeviceSet:
         return parse_devices(self.devices)
+
+    @property
+    def device_sets(self) -> list[DeviceSet]:
+        """Every device that its host can see."""
+        return [self.device_set, *([parse_devices(self.text_device)] if self.text_device else [])]
+
+    @property
+    def world_size(self) -> int:
+        """Processes that render together in its host."""
+        return self.ranks or self.device_set.ranks
 
     @property
     def python(self) -> str:
@@ -100,11 +113,12 @@ def load_roster() -> list[WorkerSpec]:
             _check(spec, where)
             specs.append(spec)
     for one, other in itertools.combinations(specs, 2):
-        if one.device_set.overlaps(other.device_set):
-            raise ConfigError(
-                f"{path}: workers {one.name} and {other.name} both claim {one.devices} / {other.devices};"
-                " a device belongs to one worker"
-            )
+        for ours, theirs in itertools.product(one.device_sets, other.device_sets):
+            if same_cards(ours, theirs):
+                raise ConfigError(
+                    f"{path}: workers {one.name} and {other.name} both claim {ours} / {theirs};"
+                    " a device belongs to one worker"
+                )
     return specs
 
 
@@ -121,6 +135,27 @@ def _check(spec: WorkerSpec, where: str) -> None:
         raise ConfigError(
             f"{where}: devices: {model.id} renders on {', '.join(model.device_kinds)}, not on {devices.kind}"
         )
+    if spec.ranks > 1 and devices.ids and spec.ranks != devices.ranks:
+        raise ConfigError(f"{where}: ranks: {spec.ranks} processes cannot share {devices}: give each one card")
+    if spec.world_size not in model.ranks:
+        known = ", ".join(map(str, model.ranks))
+        raise ConfigError(
+            f"{where}: {model.id} renders a film with {known} {'card' if known == '1' else 'cards'},"
+            f" not with {spec.world_size}" + ("; ranks = 1 shows all of them to one process" if devices.ids else "")
+        )
+    if spec.text_device:
+        _check_text_device(spec, where)
+
+
+def _check_text_device(spec: WorkerSpec, where: str) -> None:
+    try:
+        text = parse_devices(spec.text_device)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: text_device: {error}") from None
+    if text.kind not in ("cpu", spec.device_set.kind) or len(text.ids) > 1:
+        raise ConfigError(f"{where}: text_device: must be cpu or one {spec.device_set.kind} card, not {text}")
+    if same_cards(text, spec.device_set):
+        raise ConfigError(f"{where}: text_device: {text} is one of its devices already; leave text_device out")
 
 
 def find_worker(name: str) -> WorkerSpec:

@@ -17,6 +17,7 @@ import psutil
 from farm import __version__
 from farm.artifacts import discard_staged
 from farm.config import Settings
+from farm.devices import parse_devices
 from farm.doorbell import Doorbell, Ringer
 from farm.errors import ConfigError, EngineChanged, FarmError, Interrupted, LeaseLost, LedgerAway, StoreError
 from farm.ledger import Ledger, crew, live, moves, read
@@ -142,7 +143,7 @@ class Runner:
             if self._stage is not None:
                 self._stage.close()
             if self._renderer is not None:
-                self._renderer.host.kill()
+                self._renderer.host.close()
             if self._workshop is not None:
                 self._workshop.kill()
             self.heart.stop()
@@ -516,6 +517,10 @@ class Runner:
                 load_timeout_seconds=host.load_timeout_seconds,
                 stuck_factor=host.stuck_factor,
                 stuck_floor_seconds=host.stuck_floor_seconds,
+                ranks=spec.world_size,
+                silence_seconds=host.rank_silence_seconds,
+                text_device=parse_devices(spec.text_device) if spec.text_device else None,
+                holder=f"worker {spec.name} of the farm in {self.settings.home}",
             ),
             model,
             host.stop_seconds,

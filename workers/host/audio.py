@@ -40,6 +40,7 @@ class DrivingFile:
         if not 0 <= start < stop <= size // _SAMPLE_BYTES:
             raise ValueError(f"{path} has {size // _SAMPLE_BYTES} samples, not [{start}, {stop})")
         self._start, self._samples = start, stop - start
+        self.origin = (str(path), window)  # what another process opens to hear the same
 
     def __len__(self) -> int:
         return self._samples

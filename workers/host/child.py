@@ -31,6 +31,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,9 @@ def kind_of(error: BaseException) -> str:
     if isinstance(error, EngineError):
         return "engine"
     words = str(error)
-    if isinstance(error, RuntimeError) and any(w in words for w in ("CUDA error", "NPU error", "HCCL", "NCCL error")):
+    if isinstance(error, RuntimeError) and any(
+        w in words for w in ("CUDA error", "NPU error", "HCCL", "NCCL error", "gloo")
+    ):
         return "device"
     return "bug"
 
@@ -154,9 +157,13 @@ class Child:
         except HungUp:
             os._exit(0)  # the engine's threads and destructors must not delay the end
 
+    def make_engine(self, settings: Mapping[str, Any]) -> Engine:
+        """The engine, not loaded yet."""
+        engine: Engine = importlib.import_module(self.engine_module).make_engine(settings)
+        return engine
+
     def _load(self, message: dict[str, Any]) -> None:
-        module = importlib.import_module(self.engine_module)
-        engine: Engine = module.make_engine(message["settings"])
+        engine = self.make_engine(message["settings"])
         report = engine.load()
         self.engine = engine
         self.wire.send(

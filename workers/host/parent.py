@@ -19,9 +19,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from farm.cards import Claim, claim_cards
 from farm.devices import DeviceSet
 from farm.errors import ConfigError, DeviceFault, EngineError, FarmError, InputError, OutOfMemory
 from farm.processes import kill_group
+from workers.host.group import log_of_rank
 from workers.host.wire import HungUp, Wire
 
 log = logging.getLogger(__name__)
@@ -34,6 +36,8 @@ SECRETS = (
     "AWS_SECRET_ACCESS_KEY",
     "AWS_SESSION_TOKEN",
 )  # hold passwords; a model's own code has no use for them
+# What torchrun or a scheduler may have told the worker about a group that the host is no part of.
+GROUPS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _SOURCES = Path(__file__).resolve().parents[2]
 _LOG_LIMIT_BYTES = 16 << 20
 _KILL_SECONDS = 10.0
@@ -53,18 +57,33 @@ class HostSpec:
     load_timeout_seconds: float = 1800.0
     stuck_factor: float = 20.0
     stuck_floor_seconds: float = 60.0
+    ranks: int = 1  # processes that render together, each on one device of the set
+    silence_seconds: float = 20.0  # a rank that shows no life for so long is lost
+    text_device: DeviceSet | None = None  # where rank 0 may keep what encodes prompts
+    holder: str = ""  # who holds the cards, as others are told
 
     def argv(self, fd: int) -> list[str]:
         child = [self.python, "-m", "workers.host.child", str(fd), self.engine_module]
+        if self.ranks > 1:
+            group = [str(self.ranks), str(self.log_file.absolute()), f"{self.silence_seconds:g}"]
+            child = [self.python, "-m", "workers.host.group", str(fd), self.engine_module, *group]
         if not self.env_script:
             return child
         # The one place where a shell runs: vendors ship these scripts for a shell only.  Arguments stay arguments.
         return ["bash", "-c", 'source "$0" >&2 && exec "$@"', self.env_script, *child]
 
+    @property
+    def device_sets(self) -> list[DeviceSet]:
+        return [self.devices, *([self.text_device] if self.text_device is not None else [])]
+
     def child_environment(self) -> dict[str, str]:
-        env = self.devices.environment()
-        for name in SECRETS:
+        text = self.text_device
+        visible = self.devices.beside(text) if text is not None else self.devices
+        env = visible.environment()
+        for name in (*SECRETS, *GROUPS):
             env.pop(name, None)
+        if text is not None:  # the last of the visible devices, counted among those as the host's libraries do
+            env["TEXT_DEVICE"] = "cpu" if text.kind == "cpu" else f"{text.kind}:{len(self.devices.ids)}"
         env.update(self.environment)
         env["PYTHONPATH"] = os.pathsep.join([str(_SOURCES), *filter(None, [env.get("PYTHONPATH")])])
         env["PYTHONUNBUFFERED"] = "1"
@@ -115,6 +134,7 @@ class Host:
         self._inbox: queue.Queue[tuple[dict[str, Any], bytes] | None] = queue.Queue()
         self._chunk_seconds: list[float] = []
         self._sizes_seen: set[tuple[int, int]] = set()
+        self._claim: Claim | None = None
 
     @property
     def pid(self) -> int | None:
@@ -127,7 +147,8 @@ class Host:
     def start(self, give_up: threading.Event | None = None) -> Loaded:
         """Start the child and load the engine.
 
-        Raises ConfigError when the launch itself cannot work, and what loading raised otherwise.
+        Raises ConfigError when the launch itself cannot work, DeviceFault when somebody else holds one of its cards,
+        and what loading raised otherwise.
         """
         self._launch()
         self._say({"say": "load", "settings": dict(self.spec.engine_settings)})
@@ -143,9 +164,12 @@ class Host:
             raise ConfigError(f"python_executable {self.spec.python!r} does not exist")
         if self.spec.env_script and not Path(self.spec.env_script).is_file():
             raise ConfigError(f"env_script {self.spec.env_script!r} does not exist")
+        if self._claim is None:
+            self._claim = claim_cards(self.spec.device_sets, self.spec.holder or f"pid {os.getpid()}")
         ours, theirs = socket.socketpair()
         self.spec.log_file.parent.mkdir(parents=True, exist_ok=True)
-        _rotate(self.spec.log_file)
+        for rank in range(self.spec.ranks):
+            _rotate(log_of_rank(self.spec.log_file, rank))
         self._log_start = self.spec.log_file.stat().st_size if self.spec.log_file.exists() else 0
         with self.spec.log_file.open("ab") as output:
             self._process = subprocess.Popen(
@@ -154,7 +178,8 @@ class Host:
                 stdout=output,
                 stderr=output,
                 env=self.spec.child_environment(),
-                pass_fds=[theirs.fileno()],
+                # With the locks of its cards: they stay taken until the host is gone, should the worker go first.
+                pass_fds=[theirs.fileno(), *self._claim.descriptors],
                 start_new_session=True,  # its own process group, killed as a whole
             )
         theirs.close()
@@ -249,6 +274,13 @@ class Host:
             process.wait(_KILL_SECONDS)
         if wire is not None:
             wire.close()
+
+    def close(self) -> None:
+        """Kill the child and give its cards free; until then they stay this worker's between two children."""
+        self.kill()
+        if self._claim is not None:
+            self._claim.release()
+            self._claim = None
 
     def last_words(self, lines: int = 6) -> str:
         """The end of what the child printed since it was started."""

@@ -22,6 +22,7 @@ from workers.engines.flashtalk.attention import SelfAttention
 from workers.engines.flashtalk.geometry import DitConfig, Geometry
 from workers.engines.flashtalk.linears import FP8, LARGEST, Activation, Form, Linear, Quantised, product_fp8
 from workers.engines.flashtalk.rope import rope_tables
+from workers.engines.flashtalk.shares import TokenShare
 from workers.engines.flashtalk.sources import Source
 
 TILE = 32  # keys that the attention to text and portrait reads at once
@@ -111,7 +112,7 @@ class Dit:
         self.form = form
         self.fold_speech = fold_speech
         self._source = source
-        self._tables: dict[tuple[int, int, int], tuple[torch.Tensor, torch.Tensor]] = {}
+        self._tables: dict[tuple[int, ...], tuple[torch.Tensor, torch.Tensor]] = {}
         self._modulations: dict[float, Modulation] = {}
         self._context: list[tuple[Linear, ...]] = []
         take = self._take
@@ -280,21 +281,24 @@ class Dit:
         geometry: Geometry,
         attend: SelfAttention,
         known: int = 0,
+        share: TokenShare | None = None,
     ) -> torch.Tensor:
         """Predicted velocity, float32 [16, frames, rows, columns].
 
         `condition` [20, frames, rows, columns] is the mask and the portrait's latents.  The first `known` latent
         frames of the result are zeros: the sampler overwrites them, so the last block does not compute them.
+        With a `share` of several ranks each computes its own tokens, and all of them return the whole.
         """
+        share = share or TokenShare(geometry)
         config, eps, form = self.config, self.config.eps, self.form
         frames, rows, columns = geometry.grid
-        cos, sin = self._rope(geometry.grid)
+        cos, sin = self._rope(geometry.grid, share)
         x = torch.cat([latents.to(self.dtype), condition.to(self.dtype)])
-        x = x.view(-1, frames, rows, 2, columns, 2).permute(1, 2, 4, 0, 3, 5).reshape(geometry.tokens, -1)
-        x = F.linear(x, self._patch_weight, self._patch_bias)
+        x = x.view(-1, frames, rows, 2, columns, 2).permute(1, 2, 4, 0, 3, 5).reshape(frames, rows * columns, -1)
+        x = F.linear(share.cut(x), self._patch_weight, self._patch_bias)
         y: torch.Tensor | None = None
         gate: torch.Tensor | None = None
-        skipped = known * geometry.tokens_per_frame
+        skipped = known * share.per_frame
         for n, block in enumerate(self.blocks):
             m = modulation.blocks[n]
             x, h = ops.residual_norm(x, y, gate, m[1], m[0], eps, form)
@@ -317,7 +321,7 @@ class Dit:
             gate = m[5]
         shift, scale = modulation.head
         _, h = ops.residual_norm(x, y, gate, scale, shift, eps, "plain", torch.float32)
-        out = self._head(h).view(frames, rows, columns, 2, 2, config.out_dim)
+        out = share.join(self._head(h)).view(frames, rows, columns, 2, 2, config.out_dim)
         out = out.permute(5, 0, 1, 3, 2, 4).reshape(config.out_dim, frames, 2 * rows, 2 * columns)
         return F.pad(out, (0, 0, 0, 0, known, 0)) if skipped else out
 
@@ -356,10 +360,12 @@ class Dit:
         out = out.transpose(1, 2).reshape(-1, heads * size)
         return block.speech_out(ops.quantise(out, block.speech_out.form))
 
-    def _rope(self, grid: tuple[int, int, int]) -> tuple[torch.Tensor, torch.Tensor]:
-        if grid not in self._tables:
-            self._tables[grid] = rope_tables(grid, self.config.head_dim, self.device)
-        return self._tables[grid]
+    def _rope(self, grid: tuple[int, int, int], share: TokenShare) -> tuple[torch.Tensor, torch.Tensor]:
+        key = (*grid, share.ranks.size)
+        if key not in self._tables:
+            cos, sin = rope_tables(grid, self.config.head_dim, self.device)
+            self._tables[key] = (share.cut(cos.unflatten(0, (grid[0], -1))), share.cut(sin.unflatten(0, (grid[0], -1))))
+        return self._tables[key]
 
 
 def _fill_tile(x: torch.Tensor, value: float = 0.0) -> torch.Tensor:

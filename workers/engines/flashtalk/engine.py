@@ -2,12 +2,17 @@
 
 While the caller takes one chunk's frames the device already renders the next, so copying, encoding and writing cost no
 device time.  A segment that follows on the same engine takes over what was begun, if its carry is the one left behind.
+
+Several ranks hold the same weights and go through the same code in step (workers/engines/ranks.py).  Rank 0 alone reads
+the portrait and the speech, runs their encoders and the prompt's, and tells the others; each takes a share of every
+chunk's tokens and rows.  What decides anything is rank 0's word, so that no two ranks can differ about what comes next.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,12 +25,13 @@ from farm.errors import ConfigError, EngineError, InputError
 from workers.engines.contract import Description, FilmRequest, LoadReport
 from workers.engines.flashtalk import carry as carries
 from workers.engines.flashtalk import colour, conditioners, portrait, speech
-from workers.engines.flashtalk.attention import attention, choose_attention
+from workers.engines.flashtalk.attention import SelfAttention, attention, choose_attention
 from workers.engines.flashtalk.checkpoint import Checkpoint, check_checkpoint
 from workers.engines.flashtalk.conditioners import digest, fingerprint
 from workers.engines.flashtalk.dit import Dit, FilmContext
 from workers.engines.flashtalk.faults import named_faults, require_finite
 from workers.engines.flashtalk.geometry import (
+    CHUNK_SPAN,
     FPS,
     MOTION_FRAMES,
     NEW_FRAMES,
@@ -40,8 +46,10 @@ from workers.engines.flashtalk.linears import form_for
 from workers.engines.flashtalk.noise import DeviceNoise, KeyedNoise, Noise
 from workers.engines.flashtalk.sampler import sample, sigmas
 from workers.engines.flashtalk.settings import EngineSettings, JobSettings
+from workers.engines.flashtalk.shares import SpreadAttention, TokenShare, refuse_film, refuse_group
 from workers.engines.flashtalk.sources import FileSource, RandomSource, ShardSource, Source
 from workers.engines.flashtalk.vae import Vae
+from workers.engines.ranks import ALONE, join_ranks, local_rank
 
 ENGINE_ID = "soulx-flashtalk-14b"
 PIXELS_VERSION = 1  # raised whenever the same film would get other pixels
@@ -76,10 +84,11 @@ class Rendered:
 
 
 class FlashTalkEngine:
-    """SoulX-FlashTalk 14B on one device."""
+    """SoulX-FlashTalk 14B on one device, or this process's share of it where several ranks render together."""
 
     def __init__(self, settings: EngineSettings) -> None:
         self._settings = settings
+        self.ranks = ALONE
         self._checkpoint: Checkpoint | None = None
         self._films: dict[str, Film] = {}
         self._ahead: tuple[str, Rendered] | None = None
@@ -92,7 +101,8 @@ class FlashTalkEngine:
     def load(self) -> LoadReport:
         """Check the checkpoint, stream it to the device and render one chunk.
 
-        Raises ConfigError for a missing or truncated file, OutOfMemory and DeviceFault.
+        Raises ConfigError for a missing or truncated file or a number of ranks that does not fit, OutOfMemory and
+        DeviceFault.
         """
         started = time.monotonic()
         settings = self._settings
@@ -114,6 +124,8 @@ class FlashTalkEngine:
             else:
                 weights = RandomSource(dit_tensors(dit_config), self.device)
                 vae_weights = RandomSource(vae_tensors(vae_config), self.device)
+            refuse_group(dit_config, int(os.environ.get("WORLD_SIZE", "1")))
+            self.ranks = join_ranks(self.device)
             form = form_for(settings.precision, self.device)
             self.dit = Dit(
                 dit_config,
@@ -145,12 +157,16 @@ class FlashTalkEngine:
                 self._warm_up()
         memory = torch.cuda.memory_allocated(self.device) if self.device.type == "cuda" else _own_memory()
         notes += (f"weights {streamed:.1f} s", f"warm-up {time.monotonic() - warm:.1f} s")
+        if not self.ranks.is_alone:
+            notes += (f"one of {self.ranks.size} ranks, memory of each",)
         return LoadReport(time.monotonic() - started, memory, notes)
 
     def describe(self) -> Description:
         """Known after `load`."""
         self._require_loaded()
         device = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
+        if not self.ranks.is_alone:
+            device = f"{self.ranks.size} x {device}"
         return Description(
             id=ENGINE_ID,
             version=self.version,
@@ -165,12 +181,14 @@ class FlashTalkEngine:
 
     @property
     def version(self) -> str:
-        """Changes whenever pixels change: engine, weights, precision and how they are held."""
+        """Changes whenever pixels change: engine, weights, precision, how they are held and among how many ranks."""
         s = self._settings
         weights = (
             digest(*sorted(map(str, self._checkpoint.shards.values())))[:8] if self._checkpoint else s.architecture
         )
         parts = (PIXELS_VERSION, s.weights, weights, s.precision, s.residency, s.latent_constants, self.dtype)
+        if not self.ranks.is_alone:  # sums in another order: a film is not continued by another number of ranks
+            parts += (f"ranks{self.ranks.size}",)
         return "flashtalk-" + "-".join(str(part).removeprefix("torch.") for part in parts)
 
     def _load_speech(self, tiny: bool) -> speech.SpeechEncoder:
@@ -184,9 +202,15 @@ class FlashTalkEngine:
         config = self.dit.config
         tokens = Geometry(DEFAULT_SIZE[1], DEFAULT_SIZE[0]).tokens
         cache = self._settings.cache_folder / "attention.json"
-        name, times = choose_attention(self.device, self.dtype, tokens, config.num_heads, config.head_dim, cache)
-        self.exact_attention = name
-        tried = ", ".join(f"{n} {t:.2f} ms" for n, t in times.items())
+        heads = config.num_heads // self.ranks.size
+
+        def choose() -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+            name, times = choose_attention(self.device, self.dtype, tokens, heads, config.head_dim, cache)
+            return {"name": name, "times": times}, {}
+
+        chosen, _ = self.ranks.tell(choose)
+        self.exact_attention = name = chosen["name"]
+        tried = ", ".join(f"{n} {t:.2f} ms" for n, t in chosen["times"].items())
         return (f"attention {name}" + (f" ({tried})" if tried else ""),)
 
     def _warm_up(self) -> None:
@@ -219,7 +243,12 @@ class FlashTalkEngine:
         geometry = Geometry(film.height, film.width)
         if film.height * film.width > MAX_PIXELS:
             raise InputError(f"a film of {film.width}x{film.height} is too large: at most {MAX_PIXELS} pixels")
+        if not self.ranks.is_alone:
+            refuse_film(geometry, self.ranks.size)
+            if job.attention == "fp8":
+                raise InputError("attention fp8 needs a worker of one card: choose exact for one of several")
         chunk = first_frame // NEW_FRAMES
+        kept, self._ahead = self._ahead, None
         with named_faults(), torch.inference_mode():
             prepared = self._prepare(film, job, geometry)
             noise: Noise = (
@@ -235,10 +264,13 @@ class FlashTalkEngine:
                 motion = motion.to(self.device)
                 if state:
                     noise.restore(state)
-            ahead = None
-            if carry is not None and self._ahead and self._ahead[0] == digest(carry):
-                ahead = self._ahead[1]
-            self._ahead = None
+            ahead = kept[1] if carry is not None and kept and kept[0] == digest(carry) else None
+            if ahead is not None:
+                heard, _ = self.ranks.tell(lambda: ({"window": _window_digest(film, chunk)}, {}))
+                if heard["window"] != ahead.window:
+                    ahead = None
+                elif ahead.noise:
+                    noise.restore(ahead.noise)
         return FlashTalkSession(self, film, prepared, chunk, motion, noise, chosen, ahead)
 
     def leave_ahead(self, carry: bytes, rendered: Rendered | None) -> None:
@@ -246,25 +278,32 @@ class FlashTalkEngine:
         self._ahead = (digest(carry), rendered) if rendered is not None else None
 
     def _prepare(self, film: FilmRequest, job: JobSettings, geometry: Geometry) -> Film:
-        try:
-            content = film.portrait.read_bytes()
-        except OSError as error:
-            raise InputError(f"cannot read the portrait {film.portrait}: {error.strerror}") from None
         prompt = conditioners.clean_prompt(film.prompt or DEFAULT_PROMPT)
         size = f"{geometry.width}x{geometry.height}"
-        key = digest(content, prompt, size, str(film.seed), json.dumps(asdict(job), sort_keys=True))[:32]
-        if key in self._films:
+
+        def read() -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+            """The film's key, and what its encoders say unless this engine holds that film already."""
+            try:
+                content = film.portrait.read_bytes()
+            except OSError as error:
+                raise InputError(f"cannot read the portrait {film.portrait}: {error.strerror}") from None
+            key = digest(content, prompt, size, str(film.seed), json.dumps(asdict(job), sort_keys=True))[:32]
+            if key in self._films:
+                return {"key": key}, {}
+            signed = portrait.to_signed(portrait.read_portrait(film.portrait, geometry), self.device, self.dtype)
+            return {"key": key}, {
+                "text": self._encode_prompt(prompt),
+                "seen": self._see(content, size, signed),
+                "signed": signed.float(),
+                "latents": self._latents(content, size, signed),
+            }
+
+        said, tensors = self.ranks.tell(read)
+        key = said["key"]
+        if not tensors:
             return self._films[key]
-        picture = portrait.read_portrait(film.portrait, geometry)
-        signed = portrait.to_signed(picture, self.device, self.dtype)
         made = self._make_film(
-            key,
-            geometry,
-            job,
-            self._encode_prompt(prompt),
-            self._see(content, size, signed),
-            signed.float(),
-            self._latents(content, size, signed),
+            key, geometry, job, tensors["text"], tensors["seen"], tensors["signed"].to(self.device), tensors["latents"]
         )
         self._films = {key: made}  # the next segment is most often of the same film
         return made
@@ -290,13 +329,20 @@ class FlashTalkEngine:
         if self._checkpoint is None:
             return conditioners.synthetic_rows(prompt, min(24, config.text_len), config.text_dim)
         there = self._checkpoint
-        device = torch.device("cpu") if self._settings.residency == "lean" else self.device
+        device = self._text_device()
 
         def make() -> dict[str, torch.Tensor]:
             rows = conditioners.encode_text(there.text_file, there.tokenizer_folder, prompt, config.text_len, device)
             return {"rows": rows}
 
         return self._cache.fetch("prompts", digest(prompt, fingerprint(there.text_file)), make)["rows"]
+
+    def _text_device(self) -> torch.device:
+        """Where prompts are encoded: the worker's text_devices, else the model's own device if there is room."""
+        named = os.environ.get("TEXT_DEVICE", "")
+        if named:
+            return torch.device(named)
+        return torch.device("cpu") if self._settings.residency == "lean" else self.device
 
     def _see(self, content: bytes, size: str, signed: torch.Tensor) -> torch.Tensor:
         if self._checkpoint is None:
@@ -320,8 +366,6 @@ class FlashTalkEngine:
 
     def _encode_picture(self, signed: torch.Tensor) -> torch.Tensor:
         """Latents [16, 9, rows, columns] of the portrait followed by grey frames."""
-        from workers.engines.flashtalk.geometry import CHUNK_SPAN
-
         frames = torch.zeros(3, CHUNK_SPAN, *signed.shape[1:], device=self.device, dtype=self.dtype)
         frames[:, 0] = signed
         return self.vae.encode(frames, self.vae_part)
@@ -342,10 +386,18 @@ class FlashTalkEngine:
         attention_name: str,
     ) -> Rendered:
         """Start one chunk; on a device this returns while it renders."""
-        window = speech.read_window(request.audio, chunk)
-        taps = self._hear(window)
+        said, _ = self.ranks.tell(lambda: ({"window": _window_digest(request, chunk)}, {}))
+        heard = said["window"]
+        if self.ranks.is_first:
+            taps = self._hear(speech.read_window(request.audio, chunk)).contiguous()
+        else:
+            config = self.dit.config
+            shape = (CHUNK_SPAN, config.audio_window, config.audio_layers, config.audio_dim)
+            taps = torch.empty(shape, device=self.device)
+        taps = self.ranks.spread(taps)
         frames, finite, following = self._denoise_and_decode(film, chunk, taps, motion, noise, attention_name)
-        heard = digest(window.tobytes())
+        if not self.ranks.is_first:
+            frames = frames[:, :0, :0]  # rank 0's are the ones that are written
         if self.device.type != "cuda":
             return Rendered(chunk, frames.cpu(), finite.cpu(), following, noise.state(), heard, None)
         held = torch.empty(frames.shape, dtype=torch.uint8, pin_memory=True)
@@ -381,10 +433,10 @@ class FlashTalkEngine:
         if self._lean and self.device.type == "cuda":
             # What the blocks worked in is of no use to the decoder as it is cut, and there is no room for both.
             torch.cuda.empty_cache()
-        frames = self.vae.decode(latents, self.vae_part, MOTION_FRAMES)
+        frames = self.vae.decode(latents, self.vae_part, MOTION_FRAMES, self.ranks)
         frames = colour.match_colour(frames, film.reference, film.job.colour_match)
         finite = torch.isfinite(frames).all()
-        following = self.vae.encode(frames[:, -MOTION_FRAMES:], self.vae_part)
+        following = self.vae.encode(frames[:, -MOTION_FRAMES:], self.vae_part, self.ranks)
         return colour.to_uint8(frames), finite, following
 
     def _denoise(
@@ -397,7 +449,10 @@ class FlashTalkEngine:
         attention_name: str,
     ) -> torch.Tensor:
         """The chunk's latents; what the blocks heard is freed before the decoder needs room."""
-        attend = attention(attention_name)
+        share = TokenShare(film.geometry, self.ranks)
+        attend: SelfAttention = (
+            attention(attention_name) if self.ranks.is_alone else SpreadAttention(attention_name, share)
+        )
         heard = self.dit.hear(taps)
         levels = sigmas(film.job.steps)
         known = motion.shape[1]
@@ -405,7 +460,7 @@ class FlashTalkEngine:
         def velocity(latents: torch.Tensor, step: int) -> torch.Tensor:
             modulation = self.dit.modulation(levels[step])
             return self.dit.velocity(
-                latents, film.condition, modulation, film.context, heard, film.geometry, attend, known
+                latents, film.condition, modulation, film.context, heard, film.geometry, attend, known, share
             )
 
         return sample(velocity, levels, motion, noise, chunk, film.geometry.latent_shape)
@@ -439,11 +494,6 @@ class FlashTalkSession:
         self._attention = attention_name
         self._chunks = math.ceil(request.total_frames / NEW_FRAMES)
         self._ahead = ahead
-        if ahead is not None:
-            if ahead.window != digest(speech.read_window(request.audio, chunk).tobytes()):
-                self._ahead = None
-            elif ahead.noise:
-                noise.restore(ahead.noise)
 
     def step(self) -> np.ndarray:
         """The next chunk's frames, uint8 [n, H, W, 3]."""
@@ -486,8 +536,17 @@ def _device(settings: EngineSettings) -> torch.device:
     if wanted == "cpu" and settings.architecture != "tiny":
         raise ConfigError("the FlashTalk model needs a GPU or an NPU; the CPU only runs architecture tiny, for tests")
     if wanted == "cuda":
-        return torch.device("cuda", torch.cuda.current_device())
+        torch.cuda.set_device(local_rank())
+        return torch.device("cuda", local_rank())
+    if wanted == "npu":
+        torch.npu.set_device(local_rank())
+        return torch.device("npu", local_rank())
     return torch.device(wanted)
+
+
+def _window_digest(request: FilmRequest, chunk: int) -> str:
+    """Tells one chunk's sound from another's."""
+    return digest(speech.read_window(request.audio, chunk).tobytes())
 
 
 def _own_memory() -> int:

@@ -24,6 +24,10 @@ BROKEN = (
     "NPU error",
     "HCCL",
     "NCCL error",
+    "Timed out waiting",  # gloo: a rank did not come
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "Application timeout",
 )
 
 
@@ -36,7 +40,7 @@ def name_fault(error: BaseException) -> FarmError | None:
         isinstance(error, RuntimeError) and any(sign in words for sign in FULL)
     ):
         return OutOfMemory(f"the device is full: {words}")
-    broken = type(error).__name__ == "AcceleratorError"
+    broken = type(error).__name__ in ("AcceleratorError", "DistBackendError", "DistNetworkError")
     if broken or (isinstance(error, RuntimeError) and any(sign in words for sign in BROKEN)):
         return DeviceFault(f"the device failed and this process cannot use it any more: {words}")
     return None

@@ -4,6 +4,9 @@ Activations are [frames, rows, columns, channels], which is what cuDNN calls cha
 no conversion; norm, SiLU, bias and residual between two convolutions are one pass.  Causal convolutions look two frames
 back: the pass before writes its result behind two frames of history, which are zeros at the beginning of a film and the
 last two frames of the part before afterwards.  That makes part sizes a choice of memory, not of pixels.
+
+Several ranks each take some rows.  Before a convolution a rank gets one row from either neighbour, and each frame's
+attention sees everybody's keys, so that the rows together are what one rank computes.
 """
 
 from __future__ import annotations
@@ -16,9 +19,11 @@ import torch
 import torch.nn.functional as F
 
 from workers.engines.flashtalk import ops
-from workers.engines.flashtalk.geometry import VaeConfig
+from workers.engines.flashtalk.geometry import SPACE_STRIDE, VaeConfig
 from workers.engines.flashtalk.inventory import Layer, decoder_layers, encoder_layers, vae_tensors
+from workers.engines.flashtalk.shares import RowShare
 from workers.engines.flashtalk.sources import Source
+from workers.engines.ranks import ALONE, Ranks
 
 # The latent space's constants, as Wan 2.1 publishes them.
 MEAN = (
@@ -71,6 +76,7 @@ class Vae:
         self.device = device
         self.dtype = dtype
         self._w: dict[str, torch.Tensor] = {}
+        self._share = RowShare(1)  # whose rows the running call works on
         self._stacked = set(stacked if stacked is not None else STACKED if device.type == "cuda" else ())
         for name, shape in vae_tensors(config).items():
             self._w[name] = self._arrange(name, source.take(name, torch.float32), shape)
@@ -100,28 +106,34 @@ class Vae:
 
     # -- latents ----------------------------------------------------------------------------------------------------
 
-    def encode(self, frames: torch.Tensor, part: int = 0) -> torch.Tensor:
-        """Frames in [-1, 1], [3, 1 + 4n, H, W], to latents [16, 1 + n, H / 8, W / 8]; `part` latents at a time."""
-        x = frames.to(self.dtype).permute(1, 2, 3, 0)
+    def encode(self, frames: torch.Tensor, part: int = 0, ranks: Ranks = ALONE) -> torch.Tensor:
+        """Frames in [-1, 1], [3, 1 + 4n, H, W], to latents [16, 1 + n, H / 8, W / 8]; `part` latents at a time.
+
+        All of `ranks` give the same frames and get the whole result.
+        """
+        self._share = share = RowShare(frames.shape[2] // SPACE_STRIDE, ranks)
+        x = share.cut(frames.to(self.dtype), 2, SPACE_STRIDE).permute(1, 2, 3, 0)
         memory: Memory | None = {} if part else None
         cuts = [0, 1, *range(1 + 4 * part, x.shape[0], 4 * part), x.shape[0]] if part else [0, x.shape[0]]
         parts = [self._encode_part(x[a:b].contiguous(), memory) for a, b in itertools.pairwise(cuts) if a < b]
-        mu = torch.cat(parts)[..., : self.config.z_dim]
+        mu = share.join(torch.cat(parts)[..., : self.config.z_dim], 1, 1)
         return ((mu - self._mean) * self._scale).to(self.dtype).permute(3, 0, 1, 2).contiguous()
 
-    def decode(self, latents: torch.Tensor, part: int = 0, dropped: int = 0) -> torch.Tensor:
+    def decode(self, latents: torch.Tensor, part: int = 0, dropped: int = 0, ranks: Ranks = ALONE) -> torch.Tensor:
         """Latents [16, 1 + n, h, w] to float32 frames [3, 1 + 4n - dropped, 8h, 8w], clamped to [-1, 1].
 
-        `part` latents at a time; the first `dropped` frames are not wanted.
+        `part` latents at a time; the first `dropped` frames are not wanted.  All of `ranks` give the same latents and
+        get the whole result.
         """
+        self._share = share = RowShare(latents.shape[2], ranks)
         z = latents.to(self.dtype) / self._scale.view(-1, 1, 1, 1) + self._mean.view(-1, 1, 1, 1)
-        z = z.to(self.dtype).permute(1, 2, 3, 0).contiguous()
+        z = share.cut(z.to(self.dtype), 2, 1).permute(1, 2, 3, 0).contiguous()
         z = self._pointwise(z, "conv2")
         if not part:
-            return self._decode_part(z, None, dropped)
+            return share.join(self._decode_part(z, None, dropped), 2, SPACE_STRIDE)
         memory: Memory = {}
         frames = [self._decode_part(piece.contiguous(), memory, 0) for piece in z.split(part)]
-        return torch.cat(frames, dim=1)[:, dropped:]
+        return share.join(torch.cat(frames, dim=1)[:, dropped:], 2, SPACE_STRIDE)
 
     # -- ladders ----------------------------------------------------------------------------------------------------
 
@@ -206,13 +218,17 @@ class Vae:
         ops.residual_rms_silu(stream.y, stream.bias, stream.residual, self._w["decoder.head.0.gamma"], room, False)
         if memory is not None:
             memory[name] = room[-HISTORY:].clone()
-        pixels = room[dropped:].view(-1, channels).t()
+        room = room[dropped:]
+        if not self._share.is_whole:
+            room, rows = self._share.reach(room), rows + 2
+        pixels = room.view(-1, channels).t()
         weight = self._w[f"{name}.weight"]
         if room.is_cuda:
             products = torch.mm(weight, pixels, out_dtype=torch.float32)
         else:
             products = torch.mm(weight.float(), pixels.float())
-        return ops.sum_taps(products, (frames - dropped, rows, columns), self._w[f"{name}.bias"])
+        out = ops.sum_taps(products, (frames - dropped, rows, columns), self._w[f"{name}.bias"])
+        return out if self._share.is_whole else out[:, :, 1:-1].contiguous()
 
     def _room(self, like: torch.Tensor, name: str, memory: Memory | None, stacked: bool | None = None) -> torch.Tensor:
         """Empty input of a convolution with its history written: frames in a row, or stacked three by three."""
@@ -232,15 +248,20 @@ class Vae:
     def _conv(self, room: torch.Tensor, name: str, memory: Memory | None) -> torch.Tensor:
         """A causal convolution without its bias; remembers the end of its input."""
         weight = self._w[f"{name}.weight"]
-        if room.dim() == 5:
-            if memory is not None:
-                memory[name] = room[-1, :, :, 1:].permute(2, 0, 1, 3).contiguous()
-            out = F.conv2d(room.flatten(3).permute(0, 3, 1, 2), weight, padding=1)
-            return out.permute(0, 2, 3, 1).contiguous()
         if memory is not None:
-            memory[name] = room[-HISTORY:].clone()
-        out = F.conv3d(room.permute(3, 0, 1, 2)[None], weight, padding=(0, 1, 1))
+            stacked = room.dim() == 5
+            end = room[-1, :, :, 1:].permute(2, 0, 1, 3).contiguous() if stacked else room[-HISTORY:].clone()
+            memory[name] = end
+        room, pad = self._reach(room)
+        if room.dim() == 5:
+            out = F.conv2d(room.flatten(3).permute(0, 3, 1, 2), weight, padding=pad)
+            return out.permute(0, 2, 3, 1).contiguous()
+        out = F.conv3d(room.permute(3, 0, 1, 2)[None], weight, padding=(0, *pad))
         return out[0].permute(1, 2, 3, 0).contiguous()
+
+    def _reach(self, x: torch.Tensor) -> tuple[torch.Tensor, tuple[int, int]]:
+        """A convolution's input with the neighbours' rows, and the padding of rows and columns that is left to do."""
+        return (x, (1, 1)) if self._share.is_whole else (self._share.reach(x), (0, 1))
 
     def _pointwise(self, x: torch.Tensor, name: str) -> torch.Tensor:
         weight = self._w[f"{name}.weight"]
@@ -248,10 +269,11 @@ class Vae:
 
     def _look_around(self, x: torch.Tensor, name: str) -> torch.Tensor:
         """Attention of one head among the pixels of each frame."""
-        frames, rows, columns, channels = x.shape
         h = F.normalize(x.float(), dim=-1) * self._w[f"{name}.norm.gamma"]
-        qkv = self._pointwise(h.to(x.dtype), f"{name}.to_qkv").view(frames, 1, rows * columns, 3 * channels)
-        out = F.scaled_dot_product_attention(*qkv.chunk(3, dim=-1))
+        q, k, v = self._pointwise(h.to(x.dtype), f"{name}.to_qkv").chunk(3, dim=-1)
+        if not self._share.is_whole:
+            k, v = self._share.join(torch.cat([k, v], dim=-1), 1, 1).chunk(2, dim=-1)
+        out = F.scaled_dot_product_attention(*(part.flatten(1, 2)[:, None] for part in (q, k, v)))
         return x + self._pointwise(out.view(x.shape), f"{name}.proj")
 
     def _grow(self, x: torch.Tensor, name: str, in_time: bool, memory: Memory | None) -> Stream:
@@ -272,14 +294,17 @@ class Vae:
                 y = y.reshape(2 * frames, rows, columns, channels)
                 x = torch.cat([x[:1], y]) if first else y
         # Repeating each pixel and then convolving is four small convolutions, one for each place in the new 2x2.
-        phases = F.conv2d(x.permute(0, 3, 1, 2), self._w[f"{name}.resample.1.weight"], padding=1)
+        x, pad = self._reach(x)
+        phases = F.conv2d(x.permute(0, 3, 1, 2), self._w[f"{name}.resample.1.weight"], padding=pad)
         phases = phases.permute(0, 2, 3, 1).contiguous().unflatten(3, (4, -1))
         return Stream(ops.shuffle_phases(phases, self._w[f"{name}.resample.1.bias"]))
 
     def _shrink(self, x: torch.Tensor, name: str, in_time: bool, memory: Memory | None) -> Stream:
         """Half the rows and columns; in time the film's first frame stays and each two after it become one."""
         weight, bias = self._w[f"{name}.resample.1.weight"], self._w[f"{name}.resample.1.bias"]
-        x = F.conv2d(F.pad(x, (0, 0, 0, 1, 0, 1)).permute(0, 3, 1, 2), weight, bias, stride=2)
+        rows = 1 if self._share.is_whole else 0
+        x = x if rows else self._share.reach(x, above=False)
+        x = F.conv2d(F.pad(x, (0, 0, 0, 1, 0, rows)).permute(0, 3, 1, 2), weight, bias, stride=2)
         x = x.permute(0, 2, 3, 1).contiguous()
         if not in_time:
             return Stream(x)
