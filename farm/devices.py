@@ -29,9 +29,6 @@ class DeviceSet:
         """Processes that a host needs on this set."""
         return max(1, len(self.ids))
 
-    def overlaps(self, other: DeviceSet) -> bool:
-        return self.kind == other.kind != "cpu" and bool(set(self.ids) & set(other.ids))
-
     def beside(self, other: DeviceSet) -> DeviceSet:
         """These devices and then the other's; the processor needs no place."""
         return self if other.kind == "cpu" else DeviceSet(self.kind, (*self.ids, *other.ids))

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import psutil
 
 from farm import processes, redis_server
+from farm.cards import Card, CardToolFailed, holder_of, list_cards
 from farm.checkup import Finding, examine_worker
 from farm.config import Settings, settings_files
 from farm.errors import FarmError
@@ -21,6 +22,7 @@ from farm.store import open_store
 
 PROBE_SECONDS = 60.0
 STORE_SECONDS = 5.0  # how long an object store that does not answer is asked
+TOOLS = {"cuda": "nvidia-smi", "npu": "npu-smi"}
 
 
 def examine(settings: Settings) -> list[Finding]:
@@ -121,27 +123,49 @@ def _roster(settings: Settings) -> list[Finding]:
             Finding(
                 f"worker {spec.name}",
                 "well" if running else "mind",
-                f"{spec.model or 'prepares and assembles'} on {spec.devices}; {state}",
+                f"{spec.model or 'prepares and assembles'} on {_places(spec)}; {state}",
                 "" if running else "`farm up` starts it",
             )
         )
         if spec.renders and (spec.python != sys.executable or spec.device_set.kind != "cpu"):
             found += examine_worker(spec)
-    if any(spec.device_set.kind == "cuda" for spec in specs):
-        found.append(_cards())
+    return found + [finding for kind in TOOLS for finding in _cards(kind, specs)]
+
+
+def _places(spec: WorkerSpec) -> str:
+    ranks = f" as {spec.world_size} ranks" if spec.world_size > 1 else ""
+    return str(spec.device_set) + ranks + (f", prompts on {spec.text_device}" if spec.text_device else "")
+
+
+def _cards(kind: str, specs: list[WorkerSpec]) -> list[Finding]:
+    """Every card of a kind with who holds it, and each configured one that is not there."""
+    wanted = [(spec, id_) for spec in specs for one in spec.device_sets if one.kind == kind for id_ in one.ids]
+    try:
+        cards = list_cards(kind)
+    except CardToolFailed as error:
+        return [Finding(kind, "wrong" if wanted else "mind", str(error), "check the driver")]
+    if not cards:
+        advice = "install the NVIDIA driver" if kind == "cuda" else "install the Ascend driver"
+        return [Finding(kind, "wrong", f"{TOOLS[kind]} is not there or lists no card", advice)] if wanted else []
+    found = [_card(card) for card in cards]
+    listed = ", ".join(f"{kind}:{card.index}" for card in cards)
+    for spec, id_ in wanted:
+        if not any(card.answers_to(kind, id_) for card in cards):
+            problem = f"{kind}:{id_} is not there; {TOOLS[kind]} lists {listed}"
+            found.append(Finding(f"worker {spec.name}", "wrong", problem, "mend devices in workers.toml"))
     return found
 
 
-def _cards() -> Finding:
-    program = shutil.which("nvidia-smi")
-    if program is None:
-        return Finding("cuda", "wrong", "nvidia-smi is not there", "install the NVIDIA driver")
-    query = ["--query-gpu=index,name,memory.used,memory.total,driver_version", "--format=csv,noheader"]
-    try:
-        done = subprocess.run([program, *query], capture_output=True, text=True, timeout=PROBE_SECONDS, check=False)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return Finding("cuda", "wrong", str(error), "check the NVIDIA driver")
-    lines = [line.strip() for line in done.stdout.splitlines() if line.strip()]
-    if done.returncode or not lines:
-        return Finding("cuda", "wrong", (done.stderr or done.stdout).strip()[:200], "check the NVIDIA driver")
-    return Finding("cuda", "well", "; ".join(lines))
+def _card(card: Card) -> Finding:
+    holder = holder_of(card.key)
+    held = f"held by {holder.who} (pid {holder.pid})" if holder else "held by no farm"
+    uuid = f", {card.uuid}" if card.uuid else ""
+    memory = f"{card.used_mb / 1024:.1f} of {card.total_mb / 1024:.1f} GiB in use"
+    health = f", health {card.health}" if card.health else ""
+    is_sick = card.health not in ("", "OK")
+    return Finding(
+        f"card {card.kind}:{card.index}",
+        "wrong" if is_sick else "well",
+        f"{card.name}{uuid}, driver {card.driver}{health}; {memory}; {held}",
+        "npu-smi info tells more" if is_sick else "",
+    )

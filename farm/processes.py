@@ -94,8 +94,11 @@ def forget(name: str, run_dir: Path) -> None:
     (run_dir / f"{name}.json").unlink(missing_ok=True)
 
 
-def kill_group(pid: int) -> None:
-    """SIGKILL to the process group that `pid` leads, and to every descendant that left it."""
+def kill_group(pid: int, wait_seconds: float = 0.0) -> None:
+    """SIGKILL to the process group that `pid` leads, and to every descendant that left it.
+
+    Then wait at most so long until the descendants are gone; `pid` itself is its parent's to wait for.
+    """
     stragglers: list[psutil.Process] = []
     with contextlib.suppress(psutil.Error):
         stragglers = psutil.Process(pid).children(recursive=True)
@@ -105,6 +108,18 @@ def kill_group(pid: int) -> None:
     for straggler in stragglers:
         with contextlib.suppress(psutil.Error):
             straggler.kill()
+    if wait_seconds:
+        deadline = time.monotonic() + wait_seconds
+        while any(_is_alive(straggler) for straggler in stragglers) and time.monotonic() < deadline:
+            time.sleep(0.01)
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    """Whether it still runs; one whose new parent does not collect it holds nothing any more."""
+    try:
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.Error:
+        return False
 
 
 def die_with_parent() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from farm.devices import DeviceSet, parse_devices
+from farm.devices import parse_devices
 from farm.errors import ConfigError
 
 
@@ -60,8 +60,7 @@ def test_a_chosen_device_order_is_kept() -> None:
     assert parse_devices("cuda:0").environment(base)["CUDA_DEVICE_ORDER"] == "FASTEST_FIRST"
 
 
-def test_only_equal_devices_of_one_kind_overlap() -> None:
-    assert parse_devices("cuda:0,1").overlaps(parse_devices("cuda:1,2"))
-    assert not parse_devices("cuda:0,1").overlaps(parse_devices("cuda:2"))
-    assert not parse_devices("cuda:0").overlaps(parse_devices("npu:0"))
-    assert not DeviceSet("cpu").overlaps(DeviceSet("cpu"))
+def test_further_devices_come_after_the_first_ones() -> None:
+    npus = parse_devices("npu:2,3")
+    assert str(npus.beside(parse_devices("npu:0"))) == "npu:2,3,0"
+    assert npus.beside(parse_devices("cpu")) == npus

@@ -118,7 +118,7 @@ def start_host(tmp_path: Path) -> Iterator[StartHost]:
 
     yield start
     for host in started:
-        host.kill()
+        host.close()
 
 
 @pytest.fixture(scope="session")

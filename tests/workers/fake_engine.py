@@ -3,8 +3,8 @@
 Every chunk's colours come from a digest of the request, the chunk's sound and the digest before it; the carry is that
 digest and the frame it stands at.  So a segment that starts from a wrong carry or hears the wrong sound shows.
 
-A job's prompt holds faults, such as `engine@10; kill@20?/tmp/once`: a kind, the frame from which on it happens, and
-perhaps a file that says that it has happened.  The same at load: the setting `on_load`.
+A job's prompt holds faults, such as `engine@10; kill@20?/tmp/once`: a kind, the frame from which on it happens, perhaps
+`#1` for rank 1 alone, and perhaps a file that says that it has happened.  The same at load: the setting `on_load`.
 
 Runs in the host's child: standard library and numpy, valid on Python 3.10.
 """
@@ -31,6 +31,7 @@ FPS = 25
 CHUNK = 5
 RATE = 16_000
 SEEN = ("CUDA_VISIBLE_DEVICES", "ASCEND_RT_VISIBLE_DEVICES", "FARM_LEDGER_URL", "FARM_REDIS_URL", "FROM_SCRIPT")
+GROUP = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "TEXT_DEVICE")
 _STATE = struct.Struct("!I32s")
 
 
@@ -57,6 +58,8 @@ def misbehave(kind: str) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
     if kind == "hang":
         time.sleep(600)
+    if kind == "stop":
+        os.kill(os.getpid(), signal.SIGSTOP)
     if kind == "print":
         print("a library that talks", "x" * 100_000, flush=True)  # noqa: T201
     if kind == "children":
@@ -69,7 +72,10 @@ def faults(text: str, frame: int, done: set[str]) -> list[str]:
     due = []
     for part in filter(None, (part.strip() for part in text.split(";"))):
         kind, _, rest = part.partition("@")
-        at, _, marker = rest.partition("?")
+        when, _, marker = rest.partition("?")
+        at, _, rank = when.partition("#")
+        if rank and rank != os.environ.get("RANK", "0"):
+            continue
         if part in done or frame < int(at or 0) or (marker and Path(marker).exists()):
             continue
         done.add(part)
@@ -141,7 +147,11 @@ class FakeEngine:
             pixel_format="rgb24",
             carry_limit_bytes=64,
             device="cpu",
-            limits={"seen": {name: os.environ.get(name) for name in SEEN}, "settings": dict(self.settings)},
+            limits={
+                "group": {name: os.environ.get(name) for name in GROUP},
+                "seen": {name: os.environ.get(name) for name in SEEN},
+                "settings": dict(self.settings),
+            },
         )
 
     def begin(self, film: FilmRequest, first_frame: int, carry: bytes | None) -> Any:

@@ -79,7 +79,7 @@ class Ranks:
 
     def swap_edges(self, first: torch.Tensor, last: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The last edge of the rank before and the first edge of the rank after, zeros beyond the first and last."""
-        before, after = torch.zeros_like(last), torch.zeros_like(first)
+        before, after = last.new_zeros(last.shape), first.new_zeros(first.shape)
         moves = []
         for other, ours, theirs in ((self.rank - 1, first, before), (self.rank + 1, last, after)):
             if 0 <= other < self.size:

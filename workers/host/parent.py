@@ -270,7 +270,7 @@ class Host:
         # The wire is closed last: a child that finds it closed ends by itself, and whoever left its group would then
         # have no parent to be found by.
         if process is not None:
-            kill_group(process.pid)
+            kill_group(process.pid, _KILL_SECONDS)
             process.wait(_KILL_SECONDS)
         if wire is not None:
             wire.close()
@@ -332,10 +332,10 @@ class Host:
 
     def _death(self, when: str) -> DeviceFault:
         code = None
-        words = self.last_words()
         if self._process is not None:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 code = self._process.wait(2.0)
+        words = self.last_words()
         self.kill()
         how = (
             "ended"

@@ -97,7 +97,12 @@ class Fellows:
         try:
             result = ours()
         except Exception as error:
-            self._hear_all(error)
+            answers = self._hear_all(error)
+            if kind_of(error) == "device":  # a collective failed, perhaps since another rank had failed before
+                cause = next(
+                    (_error_of(n, a) for n, a in enumerate(answers, 1) if a.get("kind", "device") != "device"), error
+                )
+                self._give_up(cause if isinstance(cause, OutOfMemory) else DeviceFault(str(cause)))
             raise
         answers = self._hear_all(None)
         for rank, answer in enumerate(answers, start=1):
@@ -207,7 +212,7 @@ class Follower:
             engine: Engine = importlib.import_module(self._engine_module).make_engine(message["settings"])
             report = engine.load()
             self._engine = engine
-            self._beat.says = SERVING
+            self._beat.say(SERVING)
             return {
                 "say": "ready",
                 "version": engine.describe().version,
@@ -238,15 +243,21 @@ class Beat:
     """Signs of life, from a thread that a render does not block."""
 
     def __init__(self, fd: int) -> None:
-        self.says = LOADING
+        self._says = LOADING
         self._fd = fd
         threading.Thread(target=self._run, name="beat", daemon=True).start()
+
+    def say(self, word: bytes) -> None:
+        """What it says from now on, and at once: nobody may stand still unseen between two beats."""
+        self._says = word
+        with contextlib.suppress(OSError):
+            os.write(self._fd, word)
 
     def _run(self) -> None:
         waiting = threading.Event()
         with contextlib.suppress(OSError):  # the launcher is gone, and so will this process be
             while True:
-                os.write(self._fd, self.says)
+                os.write(self._fd, self._says)
                 waiting.wait(BEAT_SECONDS)
 
 
@@ -263,7 +274,7 @@ class Leader(Child):
 
     def _load(self, message: dict[str, Any]) -> None:
         super()._load(message)
-        self._beat.says = SERVING
+        self._beat.say(SERVING)
 
     def _give_up(self, error: BaseException) -> None:
         """The ranks are out of step for good: tell the worker why and end, which ends them all."""
