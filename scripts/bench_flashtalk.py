@@ -271,6 +271,24 @@ def show(result: dict[str, Any]) -> None:
     print(f"   ms: {rows}", flush=True)
 
 
+def bench_groups(arguments: argparse.Namespace, pixels: tuple[int, int]) -> None:
+    """`--world-size`: this process only starts hosts and never touches a card."""
+    from bench_ranks import as_json, bench_ranks, show
+
+    from farm.cards import list_cards
+
+    kind = arguments.device or next((kind for kind in ("cuda", "npu") if list_cards(kind)), "cpu")
+    load, job = PRESETS[(arguments.preset or ["quality"])[0]]
+    job = {**job, "steps": (arguments.steps or [job["steps"]])[0]}
+    found = []
+    for size in arguments.world_size:
+        found += bench_ranks(size, kind=kind, pixels=pixels, load=load, job=job, chunks=arguments.chunks)
+        show(found[-2:])
+    show(found)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(as_json(found), indent=1))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", action="append", choices=[*PRESETS], help="may be given several times")
@@ -280,8 +298,13 @@ def main() -> None:
     parser.add_argument("--upstream", type=Path, help="a checkout of Soul-AILab/SoulX-FlashTalk to measure too")
     parser.add_argument("--memory-limit-gb", type=float, default=0.0, help="cap of our process's device memory")
     parser.add_argument("--json", type=Path, help="write all figures to this file")
+    parser.add_argument("--world-size", type=int, action="append", help="ranks of a group, 1, 2, 4 or 8; several times")
+    parser.add_argument("--device", choices=["cuda", "npu", "cpu"], help="of --world-size; otherwise what is there")
     arguments = parser.parse_args()
     width, height = map(int, arguments.size.lower().split("x"))
+    if arguments.world_size:
+        bench_groups(arguments, (width, height))
+        return
     card = f"{torch.cuda.get_device_name()}, torch {torch.__version__}, cuDNN {torch.backends.cudnn.version()}"
     print(card, flush=True)
     results: list[dict[str, Any]] = []

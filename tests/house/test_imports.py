@@ -48,6 +48,7 @@ DOORS = {
 # What a model's own interpreter can be expected to have besides the standard library.
 CHILD_LIBRARIES = {"numpy"}
 CHILD_ROOT = Path("workers/host/child.py")
+RANK_ROOT = Path("workers/host/rank.py")  # and of the launcher, which it imports
 ENGINES = Path("workers/engines")
 
 
@@ -107,12 +108,11 @@ def test_each_framework_has_one_door(path: Path) -> None:
     assert not trespasses, f"{path} imports {', '.join(sorted(trespasses))}; see DOORS in {Path(__file__).name}"
 
 
-def test_the_host_child_loads_only_the_errors_and_its_engine() -> None:
-    if not (ROOT / CHILD_ROOT).is_file():
-        pytest.skip(f"there is no {CHILD_ROOT} yet")
-    farm_files = {path.as_posix() for path in loaded_by(CHILD_ROOT) if path.parts[0] == "farm"}
+@pytest.mark.parametrize("root", [CHILD_ROOT, RANK_ROOT], ids=str)
+def test_the_host_child_loads_only_the_errors_and_its_engine(root: Path) -> None:
+    farm_files = {path.as_posix() for path in loaded_by(root) if path.parts[0] == "farm"}
     assert farm_files <= {"farm/__init__.py", "farm/errors.py"}
-    worker_files = {path for path in loaded_by(CHILD_ROOT) if path.parts[0] == "workers"}
+    worker_files = {path for path in loaded_by(root) if path.parts[0] == "workers"}
     outside = {
         path.as_posix()
         for path in worker_files
@@ -131,12 +131,11 @@ def test_engines_know_nothing_of_the_farm_but_its_errors(path: Path) -> None:
     assert ours <= {"farm/errors.py"}, f"{path} loads {', '.join(sorted(ours))}"
 
 
-def test_the_host_child_needs_only_numpy_besides_the_standard_library() -> None:
-    if not (ROOT / CHILD_ROOT).is_file():
-        pytest.skip(f"there is no {CHILD_ROOT} yet")
+@pytest.mark.parametrize("root", [CHILD_ROOT, RANK_ROOT], ids=str)
+def test_the_host_child_needs_only_numpy_besides_the_standard_library(root: Path) -> None:
     needed = {
         module.split(".")[0]
-        for path in loaded_by(CHILD_ROOT)
+        for path in loaded_by(root)
         if not is_engine(path)
         for module in imported_modules(path)
         if module
@@ -145,7 +144,9 @@ def test_the_host_child_needs_only_numpy_besides_the_standard_library() -> None:
 
 
 @pytest.mark.parametrize(
-    "path", sorted(loaded_by(CHILD_ROOT) | {p for p in SOURCES if p.is_relative_to(ENGINES)}), ids=str
+    "path",
+    sorted(loaded_by(CHILD_ROOT) | loaded_by(RANK_ROOT) | {p for p in SOURCES if p.is_relative_to(ENGINES)}),
+    ids=str,
 )
 def test_child_code_is_valid_on_python_3_10(path: Path) -> None:
     ast.parse((ROOT / path).read_text(encoding="utf-8"), feature_version=(3, 10))

@@ -183,7 +183,7 @@ def test_the_lock_folder_is_everybodys_and_no_link(tools: Tools, tmp_path: Path)
     assert {path.stat().st_mode & 0o777 for path in (tmp_path / "locks").iterdir()} == {0o666}
     (tmp_path / "locks").rename(tmp_path / "elsewhere")
     (tmp_path / "locks").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(DeviceFault, match="the folder of card locks .* cannot be used"):
+    with pytest.raises(DeviceFault, match=r"the folder of card locks .* cannot be used"):
         claim_cards([parse_devices("cuda:0")], "a")
 
 

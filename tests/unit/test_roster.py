@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
 import pytest
 
+from farm.config import load_settings
 from farm.errors import ConfigError, NotFound
+from farm.redis_server import server_argv
 from farm.roster import find_worker, load_roster, machine_name
+from farm.supervisor import child_environment, plan_children
 
 
 @pytest.fixture(autouse=True)
@@ -37,6 +41,40 @@ def test_the_home_has_a_roster_of_its_own(home: Path) -> None:
         find_worker("c")
 
 
+def test_a_worker_has_a_rank_for_each_card_unless_told_otherwise(home: Path) -> None:
+    table = "model = 'soulx-flashtalk-14b'\n"
+    (home / "workers.toml").write_text(
+        f"[workers.one]\n{table}devices = 'cuda:0'\n"
+        f"[workers.four]\n{table}devices = 'npu:2,3,4,5'\ntext_device = 'npu:6'\n"
+        f"[workers.shown]\n{table}devices = 'cuda:2,3,4'\nranks = 1\n"
+    )
+    one, four, shown = load_roster()
+    assert [spec.world_size for spec in (one, four, shown)] == [1, 4, 1]
+    assert [str(devices) for devices in four.device_sets] == ["npu:2,3,4,5", "npu:6"]
+
+
+def test_a_farm_starts_what_its_file_says_in_its_order(home: Path) -> None:
+    (home / "workers.toml").write_text(
+        "[workers.z]\ndevices = 'cuda:1'\n[workers.off]\nenabled = false\n[workers.a]\ndevices = 'cuda:2,3'\n"
+    )
+    settings = load_settings()
+    redis, z, a, flower, serve = plan_children(settings, flower=True, serve=True)
+    assert [child.name for child in (redis, z, a, flower, serve)] == [
+        "redis",
+        "worker-z",
+        "worker-a",
+        "flower",
+        "serve",
+    ]
+    assert redis.argv == server_argv(settings)
+    assert z.argv == [sys.executable, "-m", "workers.app", "z"]
+    assert a.argv == [sys.executable, "-m", "workers.app", "a"]
+    assert flower.argv == [sys.executable, "-m", "farm.flower"]
+    assert serve.argv == [sys.executable, "-m", "farm.cli", "serve"]
+    told = child_environment(settings)
+    assert told == {**os.environ, "FARM_HOME": str(home), "PYTHONUNBUFFERED": "1"}
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -57,6 +95,31 @@ def test_the_home_has_a_roster_of_its_own(home: Path) -> None:
         (
             "[workers.a]\ndevices = 'cuda:0,1'\n[workers.b]\ndevices = 'cuda:1'",
             "workers a and b both claim cuda:0,1 / cuda:1; a device belongs to one worker",
+        ),
+        (
+            "[workers.a]\nmodel = 'preview'\nranks = 2",
+            "workers.a: preview renders a film with 1 card, not with 2",
+        ),
+        (
+            "[workers.a]\nmodel = 'soulx-flashtalk-14b'\ndevices = 'cuda:0,1,2'",
+            "workers.a: soulx-flashtalk-14b renders a film with 1, 2, 4, 5, 8 cards, not with 3; ranks = 1 shows",
+        ),
+        (
+            "[workers.a]\nmodel = 'soulx-flashtalk-14b'\ndevices = 'cuda:0,1,2,3'\nranks = 2",
+            "workers.a: ranks: 2 processes cannot share cuda:0,1,2,3: give each one card",
+        ),
+        (
+            "[workers.a]\nmodel = 'soulx-flashtalk-14b'\ndevices = 'npu:0'\ntext_device = 'cuda:1'",
+            "workers.a: text_device: must be cpu or one npu card, not cuda:1",
+        ),
+        (
+            "[workers.a]\nmodel = 'soulx-flashtalk-14b'\ndevices = 'npu:0,1'\ntext_device = 'npu:1'",
+            "workers.a: text_device: npu:1 is one of its devices already; leave text_device out",
+        ),
+        (
+            "[workers.a]\nmodel = 'soulx-flashtalk-14b'\ndevices = 'npu:0'\ntext_device = 'npu:2'\n"
+            "[workers.b]\nmodel = 'soulx-flashtalk-14b'\ndevices = 'npu:2,3'",
+            "workers a and b both claim npu:2 / npu:2,3; a device belongs to one worker",
         ),
         ("[workers.a", "Expected ']'"),
     ],

@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from farm.devices import parse_devices
 from farm.errors import ConfigError, DeviceFault, EngineError, FarmError, InputError, OutOfMemory
 from workers.host.parent import Host, Progress, Rendered
 
@@ -356,6 +357,22 @@ def test_a_host_sees_its_devices_and_no_passwords(start_host: StartHost, monkeyp
         "FARM_REDIS_URL": None,
         "FROM_SCRIPT": None,
     }
+
+
+def test_two_workers_cannot_have_one_card(
+    tmp_path: Path, start_host: StartHost, render: Render, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FARM_CARD_LOCKS", str(tmp_path / "locks"))
+    first = start_host(spec={"devices": parse_devices("npu:2,3"), "holder": "worker a of the farm in /a"})
+    second = Host(fake_spec(tmp_path / "second.log", spec={"devices": parse_devices("npu:3"), "holder": "worker b"}))
+    with pytest.raises(DeviceFault, match=r"card npu:3 is held by worker a of the farm in /a"):
+        second.start()
+    first.kill()
+    first.start()  # between two children its cards stay its own
+    assert render(first, 5).end.frames == 5
+    first.close()
+    second.start()
+    second.close()
 
 
 def test_progress_and_end_are_all_that_a_render_yields(host: Host, render: Render) -> None:

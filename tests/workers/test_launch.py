@@ -69,6 +69,33 @@ def test_the_interpreter_of_the_model_runs_the_child() -> None:
     assert spec("cpu", python="/opt/model/bin/python").argv(7)[0] == "/opt/model/bin/python"
 
 
+def test_a_host_of_several_ranks_is_one_launcher_with_its_cards_and_its_log() -> None:
+    host = spec("npu:2,3,4,5", ranks=4, env_script="/cann/set_env.sh", silence_seconds=30.0)
+    launcher = [sys.executable, "-m", "workers.host.group", "7", "workers.engines.x", "4", "/log", "30"]
+    assert host.argv(7) == ["bash", "-c", 'source "$0" >&2 && exec "$@"', "/cann/set_env.sh", *launcher]
+    assert environment_of(host) == ALWAYS | {"ASCEND_RT_VISIBLE_DEVICES": "2,3,4,5", "CUDA_VISIBLE_DEVICES": ""}
+
+
+@pytest.mark.parametrize(
+    ("devices", "text", "told"),
+    [
+        ("cuda:2,3", "cuda:7", {"CUDA_VISIBLE_DEVICES": "2,3,7", "TEXT_DEVICE": "cuda:2"}),
+        ("cuda:0", "cpu", {"CUDA_VISIBLE_DEVICES": "0", "TEXT_DEVICE": "cpu"}),
+    ],
+)
+def test_the_card_of_the_prompts_is_visible_behind_those_of_the_ranks(
+    devices: str, text: str, told: dict[str, str]
+) -> None:
+    host = spec(devices, text_device=parse_devices(text))
+    assert environment_of(host) == ALWAYS | {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"} | told
+
+
+def test_a_group_that_the_worker_itself_is_in_is_not_the_hosts(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "1")
+    assert environment_of(spec("cpu")) == ALWAYS | {"CUDA_VISIBLE_DEVICES": ""}
+
+
 def test_an_env_script_is_sourced_first_and_no_argument_is_read_by_the_shell() -> None:
     argv = spec("npu:0", env_script="/usr/local/Ascend/it's; here/set_env.sh").argv(7)
     assert argv == [
