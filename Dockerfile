@@ -29,7 +29,7 @@ LABEL org.opencontainers.image.title="farm" \
       org.opencontainers.image.licenses="Apache-2.0"
 RUN groupadd --gid 10001 farm \
     && useradd --uid 10001 --gid farm --no-create-home --home-dir /data --shell /usr/sbin/nologin farm \
-    && mkdir -p /data /films /inputs && chown farm:farm /data /films
+    && mkdir -p /data /films /inputs /cards && chown farm:farm /data /films /cards && chmod 1777 /cards
 COPY --from=build /opt/farm /opt/farm
 ENV PATH=/opt/farm/bin:$PATH \
     PYTHONUNBUFFERED=1 \

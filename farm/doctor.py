@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -17,7 +16,7 @@ from farm.config import Settings, settings_files
 from farm.errors import FarmError
 from farm.ledger import migrate, open_ledger, read
 from farm.media.binary import find_ffmpeg, version
-from farm.roster import load_roster, roster_file
+from farm.roster import WorkerSpec, load_roster, roster_file
 from farm.store import open_store
 
 PROBE_SECONDS = 60.0

@@ -3,6 +3,7 @@
 
     python scripts/bench_flashtalk.py --preset quality --preset fast
     python scripts/bench_flashtalk.py --preset quality --upstream PATH
+    python scripts/bench_flashtalk.py --world-size 1 --world-size 2 --world-size 4 --world-size 8
 
 Each preset renders a chain of chunks with carry through the engine's own sessions, and its frames are written into a
 pipe as the host would.  The first two chunks are not counted; the rest give the median.  Text and portrait encoders

@@ -7,13 +7,13 @@ first frame are not counted.  Without cards it runs at a tiny size on the CPU, w
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import statistics
 import tempfile
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -77,10 +77,11 @@ class Peak:
             return {card.index: card.used_mb * 2**20 / 1e9 for card in list_cards(self.kind) if card.index in used}
         found = {}
         for number, host in enumerate(self.hosts):
-            process = psutil.Process(host.pid)
-            ranks = process.children() if host.spec.ranks > 1 else [process]
-            for rank, one in enumerate(ranks):
-                found[f"host {number} rank {rank}"] = one.memory_info().rss / 1e9
+            with contextlib.suppress(psutil.Error):
+                process = psutil.Process(host.pid)
+                ranks = process.children() if host.spec.ranks > 1 else [process]
+                for rank, one in enumerate(ranks):
+                    found[f"host {number} rank {rank}"] = one.memory_info().rss / 1e9
         return found
 
 
@@ -111,36 +112,39 @@ def measure(way: str, hosts: list[Host], films: list[dict[str, Any]], chunks: in
     """Load all hosts at once, then give each its film at once."""
     done: list[tuple[float, list[float]]] = []
     errors: list[BaseException] = []
+    loaded = threading.Barrier(len(hosts) + 1)
+    kind, cards = hosts[0].spec.devices.kind, sum(host.spec.ranks for host in hosts)
 
-    def together(work: Callable[[int], None]) -> None:
-        def run(number: int) -> None:
-            try:
-                work(number)
-            except BaseException as error:
-                errors.append(error)
+    def run(host: Host, film: dict[str, Any]) -> None:
+        """A host dies with the thread that started it, so one thread sees it through."""
+        try:
+            host.start()
+            loaded.wait()
+            done.append(render(host, film, chunks))
+        except BaseException as error:
+            errors.append(error)
+            loaded.abort()
 
-        threads = [threading.Thread(target=run, args=(number,)) for number in range(len(hosts))]
+    began = time.monotonic()
+    threads = [threading.Thread(target=run, args=pair) for pair in zip(hosts, films, strict=True)]
+    try:
         for thread in threads:
             thread.start()
-        for thread in threads:
-            thread.join()
-        if errors:
-            raise errors[0]
-
-    kind, cards = hosts[0].spec.devices.kind, sum(host.spec.ranks for host in hosts)
-    try:
-        began = time.monotonic()
-        together(lambda number: hosts[number].start() and None)
-        loaded = time.monotonic() - began
+        with contextlib.suppress(threading.BrokenBarrierError):
+            loaded.wait()
+        load_seconds = time.monotonic() - began
         with Peak(kind, hosts) as peak:
-            together(lambda number: done.append(render(hosts[number], films[number], chunks)))
+            for thread in threads:
+                thread.join()
     finally:
         for host in hosts:
             host.close()
+    if errors:
+        raise next((error for error in errors if not isinstance(error, threading.BrokenBarrierError)), errors[0])
     chunk = [statistics.median(intervals) for _, intervals in done]
     speed = sum(NEW_FRAMES / seconds for seconds in chunk)
     first = max(first for first, _ in done)
-    return Figures(way, cards, 1e3 * max(chunk), speed, speed / cards, first, loaded, peak.seen, kind)
+    return Figures(way, cards, 1e3 * max(chunk), speed, speed / cards, first, load_seconds, peak.seen, kind)
 
 
 def bench_ranks(

@@ -142,16 +142,38 @@ def compose() -> dict[str, Any]:
     return loaded
 
 
-def test_the_commented_workers_of_the_compose_file_are_valid_too(compose: dict[str, Any]) -> None:
-    text = (ROOT / "docker-compose.yml").read_text(encoding="utf-8")
-    text = re.sub(r"(?m)^  # # .*\n", "", text)
-    text = re.sub(r"(?m)^  # (render-worker|  )", r"  \1", text)
-    everything = yaml.safe_load(text)["services"]
-    added = {name: everything[name] for name in set(everything) - set(compose["services"])}
-    assert sorted(added) == ["render-worker-cuda-0", "render-worker-npu-0123"]
-    for name, service in added.items():
-        assert service["command"][0] == "worker", name
+def test_workers_on_cards_wait_for_their_profile_and_share_the_locks_of_cards(compose: dict[str, Any]) -> None:
+    profiles = {name: s["profiles"] for name, s in compose["services"].items() if "profiles" in s and name != "farm"}
+    assert profiles == {
+        "render-worker-cuda-0": ["cuda"],
+        "render-worker-cuda-23": ["cuda-group"],
+        "render-worker-npu-0123": ["npu"],
+    }
+    for name in profiles:
+        service = compose["services"][name]
+        assert service["command"] == ["worker", name.removeprefix("render-worker-")]
         assert service["depends_on"] == compose["services"]["cpu-worker"]["depends_on"], name
+        assert service["stop_signal"] == "SIGTERM" and service["stop_grace_period"] == "40s"
+        assert service["environment"]["FARM_CARD_LOCKS"] == "/cards" and "cards:/cards" in service["volumes"]
+        assert (
+            service["environment"]["FARM_LEDGER_URL"] == compose["services"]["farm"]["environment"]["FARM_LEDGER_URL"]
+        )
+    devices = {n: compose["services"][n]["deploy"]["resources"]["reservations"]["devices"] for n in list(profiles)[:2]}
+    assert [one["device_ids"] for (one,) in devices.values()] == [["0"], ["2", "3"]]
+
+
+def test_every_unit_starts_a_command_of_the_farm() -> None:
+    started = {}
+    for path in (ROOT / "scripts/systemd").glob("*.service"):
+        (line,) = re.findall(
+            r"^ExecStart=%h/farm/\.venv/bin/farm (.*)$", path.read_text(encoding="utf-8"), re.MULTILINE
+        )
+        started[path.name] = line
+    assert started == {
+        "farm.service": "up --foreground --serve",
+        "farm-worker@.service": "worker %i",
+        "farm-nightly@.service": "nightly %h/.config/farm/%i.toml",
+    }
 
 
 def test_every_service_waits_for_services_that_exist(compose: dict[str, Any]) -> None:
@@ -181,7 +203,7 @@ def test_every_variable_of_the_compose_file_has_an_example_or_a_default(compose:
     text = (ROOT / "docker-compose.yml").read_text(encoding="utf-8")
     required = set(re.findall(r"(?<!\$)\$\{(\w+)(?::\?[^}]*)?\}", text))
     example = (ROOT / ".env.example").read_text(encoding="utf-8")
-    assert required - {"FARM_NPU_BASE"} <= set(re.findall(r"^(\w+)=", example, re.MULTILINE))
+    assert required <= set(re.findall(r"^(\w+)=", example, re.MULTILINE))
 
 
 def test_what_the_dockerfile_copies_is_sent_to_the_builder() -> None:
