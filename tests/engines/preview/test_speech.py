@@ -189,7 +189,7 @@ def test_glasses_are_seen_and_their_frame_is_not_moved_by_a_blink(reader: FaceRe
         portrait = frame_portrait(photo, 512, 512, "auto", reader)
         assert wears_glasses(portrait) is glasses
         for eye in measure_eyes(portrait):
-            moved = np.abs(eye.displacement(1.0, 1.0))
+            moved = np.abs(eye.displacement(1.0))
             at_brow = np.abs(eye.v - eye.brow) < 1.5
             assert bool(moved[at_brow].max() < 0.5) is glasses
 

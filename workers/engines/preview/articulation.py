@@ -60,9 +60,11 @@ class SpeechNetwork:
         self._first = _taps_first(weights["iw"]), weights["ib"]
         self._middle = [(_taps_first(weights[f"w{k}"]), weights[f"b{k}"]) for k in range(len(_DILATIONS))]
         self._last = np.ascontiguousarray(weights["ow"].T), weights["ob"]
+        # Of a closure the network says how sure it is, as a logit.
+        self._logits = weights["logits"].astype(int) if "logits" in weights else np.zeros(0, int)
 
     def __call__(self, log_mels: Doubles) -> Doubles:
-        """Log-mels [n + 2 * reach, 40] to curves [n, 8], unbounded."""
+        """Log-mels [n + 2 * reach, 40] to curves [n, 8]; all but the closures are unbounded."""
         taps, bias = self._first
         x = (log_mels - self._mean) / self._deviation
         n = len(x) - len(taps) + 1
@@ -72,7 +74,9 @@ class SpeechNetwork:
             convolved = sum(mel.product(x[k * dilation : k * dilation + n], tap) for k, tap in enumerate(taps)) + bias
             x = x[dilation:-dilation] + np.maximum(convolved, 0.0)
         out, bias = self._last
-        return mel.product(x, out) + bias
+        curves = mel.product(x, out) + bias
+        curves[:, self._logits] = 1.0 / (1.0 + np.exp(-np.clip(curves[:, self._logits], -30.0, 30.0)))
+        return curves
 
 
 def _taps_first(weights: Doubles) -> Doubles:

@@ -25,11 +25,11 @@ from workers.engines.preview.film_facts import SpeechRange
 from workers.engines.preview.framing import frame_portrait
 from workers.engines.preview.motion import Motion
 from workers.engines.preview.renderer import Renderer
-from workers.engines.preview.settings import PreviewSettings, read_settings
+from workers.engines.preview.settings import PreviewSettings, follow_prompt, read_settings
 from workers.engines.preview.shaping import Pixels
 
 ENGINE_ID = "preview"
-RENDERER_VERSION = 3  # raised whenever the same film would get other pixels
+RENDERER_VERSION = 4  # raised whenever the same film would get other pixels
 ACCEPTED_FPS = (24, 25, 30, 50)
 DEFAULT_FPS = 25
 SIDES = (256, 1920)
@@ -85,7 +85,7 @@ class PreviewEngine:
     def begin(self, film: FilmRequest, first_frame: int, carry: bytes | None) -> PreviewSession:
         """Start anywhere; frames do not depend on where.  Raises InputError and EngineError."""
         reader, network = self._loaded()
-        settings = read_settings(film.settings)
+        settings = follow_prompt(read_settings(film.settings), film.prompt)
         numerator, denominator = film.fps
         if denominator != 1 or numerator not in ACCEPTED_FPS:
             accepted = ", ".join(map(str, ACCEPTED_FPS))
@@ -191,6 +191,8 @@ def _digest(film: FilmRequest, gain: float, speech_range: SpeechRange) -> str:
     settings = dict(sorted(film.settings.items()))
     parts = [film.width, film.height, list(film.fps), film.seed, film.total_frames, settings, gain]
     parts.append(dataclasses.asdict(speech_range))
+    if film.prompt:
+        parts.append(film.prompt)
     if film.joined:
         parts.append("joined")
     return hashlib.blake2b(json.dumps(parts).encode(), digest_size=8).hexdigest()

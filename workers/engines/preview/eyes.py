@@ -1,6 +1,7 @@
-"""Blinks and brows.
+"""Blinks, glances and brows.
 
-The strip of lashes moves rigidly and only the clean skin of the lid above it stretches: stretched lashes smear.
+Closed lids are painted over the eye in the colours of the skin around it.  Stretching what little lid a photo shows
+over the eye smeared lashes, pulled brows down and left a jagged line.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import numpy as np
 from workers.engines.preview import landmarks
 from workers.engines.preview.axes import Axes
 from workers.engines.preview.framing import FramedPortrait
+from workers.engines.preview.patch import Patch
 from workers.engines.preview.shaping import Floats, blur_row, luminance, smoothstep, through_points
 
 _CROSSED = 0.06  # of the light on the nose; glasses change it by 0.1 and more, noses without by up to 0.02
@@ -32,6 +34,9 @@ class Eye:
     openness: float  # largest distance of the lids, pixels
     window: Floats  # 1 at the eye, 0 beside it
     glasses: bool
+    skin_above: Floats  # [columns, 3], BGR of the lid's skin under the brow
+    skin_below: Floats  # of the skin under the eye
+    lashes: Floats  # [3], the darkest that the lid's edge shows
     ball: Floats  # [rows, columns], 1 at the iris, 0 at the lids and the corners: by how much a glance moves a pixel
 
     def glance(self, x: float, y: float, blink: float) -> tuple[np.float32, np.float32]:
@@ -39,33 +44,36 @@ class Eye:
         free = max(0.0, 1 - 1.5 * blink)
         return np.float32(-0.13 * self.half * x * free), np.float32(-0.05 * self.half * y * free)
 
-    def displacement(self, blink: float, lift: float) -> Floats:
-        """dv [rows, columns] from a pixel to where it comes from; `blink` 0..1, `lift` of the brow about 0..1."""
-        v = self.v[:, None]
-        upper, lower = self.upper[None], self.lower[None]
+    def displacement(self, lift: float) -> Floats:
+        """dv [rows, columns] from a pixel to where it comes from, for a brow lifted by about 0..1."""
+        near = np.exp(-(((self.v[:, None] - self.brow) / (0.55 * self.half)) ** 2))
+        share = 0.0 if self.glasses else 0.16 * lift * self.half
+        return np.ascontiguousarray(share * near * self.window[None], np.float32)
+
+    def lids(self, blink: float) -> Patch:
+        """The upper lid over the eye, its edge and its lashes; `blink` 0..1."""
+        v, upper, lower = self.v[:, None], self.upper[None], self.lower[None]
         height = np.maximum(lower - upper, 0)
-        relative = np.clip(height / max(self.openness, 1e-3), 0, 1)
-        lower_rise = 0.14 * height * blink
-        drop = np.maximum((lower - lower_rise - upper) * blink + 0.10 * self.openness * blink * relative, 0)
-        lid = upper + drop
-        # Under a low brow there is little lid: its hair must not be taken for skin and stretched.
-        space = np.maximum(upper - self.brow, 0)
-        lash = np.minimum(((0.25 if self.glasses else 0.34) * self.openness + 0.8), 0.6 * space) * np.sqrt(relative)
-        top = np.minimum(0.85 * self.brow + 0.15 * upper, upper - lash - 0.5)
-        if self.glasses:  # the frame stands between the brow and the lid and must not be stretched
-            top = upper - lash - 0.22 * self.openness
-        skin, moved_skin = upper - lash, lid - lash
-        share = np.clip((v - top) / np.maximum(moved_skin - top, 1e-2), 0, 1)
-        stretched = top + (skin - top) * (1 - (1 - share) ** 1.25)
-        source = np.where(v < top, v, np.where(v < moved_skin, stretched, np.where(v < lid, v - drop, v)))
-        if blink > 0:
-            below = np.clip((v - lower + lower_rise) / (0.8 * self.half), 0, 1)
-            source = np.where(v >= np.maximum(lower - lower_rise, lid), v + lower_rise * (1 - below) ** 2, source)
-        moved = (source - v) * self.window[None]
-        if lift > 1e-3 and not self.glasses:
-            near = np.exp(-(((v - self.brow) / (0.55 * self.half)) ** 2))
-            moved = moved + (0.16 * lift * self.half) * near * self.window[None]
-        return np.ascontiguousarray(moved, np.float32)
+        share = np.clip(height / max(self.openness, 1e-3), 0, 1)
+        soft = max(0.7, 0.05 * self.half)
+        lid = upper + (height + 0.10 * self.openness * share) * blink
+        # The line of the open eye's lid goes with the lid: what is painted begins a little above it.
+        top = upper - (0.30 * self.openness + 0.07 * self.half) * np.sqrt(share)
+        cover = smoothstep(-2.0 * soft, 3.5 * soft, v - top) * smoothstep(-0.6, 0.6, lid - v)
+        cover = cover * smoothstep(-0.05, 0.40, share) * min(1.0, 4 * blink)
+        down = np.clip((v - top) / np.maximum(lid - top, 1.0), 0, 1)
+        # A lid is a ball: lighter in its middle, darker under the brow and above the lashes.
+        light = 0.97 + 0.05 * np.sin(np.pi * down**0.8)
+        above = (0.90 - 0.62 * down)[..., None]
+        colour = self.skin_above[None] * above + self.skin_below[None] * (1 - above)
+        colour = colour * light[..., None]
+        thick = max(0.55, 0.045 * self.half) * (0.6 + 0.6 * share)
+        lash = np.exp(-(((v - lid) / thick) ** 2)) * smoothstep(0.02, 0.35, share) * min(1.0, 4 * blink) * 0.8
+        joint = lash + cover * (1 - lash)
+        part = (lash / np.maximum(joint, 1e-4))[..., None]
+        return Patch(
+            0, 0, np.asarray(colour * (1 - part) + self.lashes * part, np.float32), np.asarray(joint, np.float32)
+        )
 
 
 def measure_eyes(portrait: FramedPortrait) -> tuple[Eye, Eye]:
@@ -109,4 +117,42 @@ def _measure(
     between = smoothstep(-0.15, 0.35, (row - upper) / max(openness, 1.0))
     between = between * smoothstep(-0.15, 0.35, (lower - row) / max(openness, 1.0))
     ball = between * (1 - smoothstep(0.45, 0.95, np.abs(u) / half))
-    return Eye(axes, u, v, upper, lower, level, half, openness, window, glasses, ball.astype(np.float32))
+    above, below, lashes = _skin_around(portrait, axes, (u, v), (upper, lower), level, half)
+    return Eye(
+        axes, u, v, upper, lower, level, half, openness, window, glasses, above, below, lashes, ball.astype(np.float32)
+    )
+
+
+def _skin_around(
+    portrait: FramedPortrait,
+    axes: Axes,
+    grid: tuple[Floats, Floats],
+    lids: tuple[Floats, Floats],
+    brow: float,
+    half: float,
+) -> tuple[Floats, Floats, Floats]:
+    """Colours of the skin over and under an eye, column by column, and of its lashes."""
+    (u, v), (upper, lower) = grid, lids
+    local = cv2.remap(portrait.image, *axes.picture_grid(u, v), cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    local = local.astype(np.float32)
+    light, row, openness = luminance(local), v[:, None], float((lower - upper).max())
+
+    def along(rows: Floats, percent: float) -> Floats:
+        """The colour of the row that is lighter than `percent` of the `rows`, smoothed along the eye."""
+        seen = np.where(rows.any(axis=0), rows, True)
+        ranked = np.where(seen, light, np.nan)
+        wanted = np.nanpercentile(ranked, percent, axis=0)
+        place = np.nanargmin(np.abs(ranked - wanted), axis=0)
+        found = local[place, np.arange(len(u))]
+        taps = int(0.7 * half) | 1
+        return cv2.GaussianBlur(found[None], (taps, 1), 0.18 * half, borderType=cv2.BORDER_REPLICATE)[0]
+
+    below = along((row > lower + 0.28 * half) & (row < lower + 0.55 * half), 50)
+    above = along((row > upper - 0.75 * openness) & (row < upper - 0.30 * openness), 50)
+    # Under a low brow there is no lid to be seen, only its hair: then the lid is like the skin below, in some shade.
+    shaded = 0.88 * below
+    is_hair = smoothstep(0.66, 0.86, luminance(above) / np.maximum(luminance(below), 1))[:, None]
+    above = above * is_hair + shaded * (1 - is_hair)
+    edge = (np.abs(row - upper) < 0.2 * openness + 1) & (np.abs(u)[None] < 0.8 * half)
+    dark = edge & (light <= np.percentile(light[edge], 12))
+    return above, below, np.asarray(0.85 * local[dark].mean(axis=0), np.float32)

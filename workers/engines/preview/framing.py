@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 
 from farm.errors import InputError
+from workers.engines.preview.covered import is_mouth_covered
 from workers.engines.preview.face import Doubles, FaceReader, Mesh
 from workers.engines.preview.landmarks import OVAL
 from workers.engines.preview.settings import Framing
@@ -26,6 +27,7 @@ class FramedPortrait:
     image: Pixels  # [height, width, 3], BGR
     points: Doubles  # [468, 3] landmarks in its pixels, on a grid of 1/16
     matte: Floats  # [height, width], how much a pixel belongs to the person
+    mouth_covered: bool = False  # by a mask or a scarf
 
     @property
     def size(self) -> tuple[int, int]:
@@ -54,7 +56,7 @@ def frame_portrait(photo: Pixels, width: int, height: int, framing: Framing, rea
     )
     # The grid of 1/16 hides last-bit differences between builds of OpenCV.
     points = np.round(reader.mesh_again(image, points).points * 16) / 16
-    return FramedPortrait(image, points, reader.matte(image))
+    return FramedPortrait(image, points, reader.matte(image), is_mouth_covered(image, points))
 
 
 def read_largest_face(photo: Pixels, reader: FaceReader) -> Mesh:

@@ -12,6 +12,9 @@ from workers.engines.preview.landmarks import CHIN, FOREHEAD, LEFT_EYE_OUTER, OV
 from workers.engines.preview.motion import Pose
 from workers.engines.preview.shaping import Floats, smoothstep
 
+_BESIDE = 0.42  # face heights
+_STEADY = 0.02  # face heights around the person that move as the person does: wisps of hair
+_NOBODY = 0.08  # share of the picture; with less the model has found no person
 _COARSE = 4  # the field is smooth: it is computed on a grid this much coarser and enlarged
 
 
@@ -41,7 +44,8 @@ class HeadField:
         v = ((x - centre[0]) * down[0] + (y - centre[1]) * down[1]) / face
 
         on_head = 1 - smoothstep(0.48, 1.15, v)  # fades down the neck to nothing at the shoulders
-        beside = 1 - smoothstep(0.95, 1.5, np.sqrt(u * u + 0.7 * np.minimum(v, 0) ** 2))
+        # What stands close behind the head goes along a little, so nothing is uncovered that the photo does not show.
+        beside = _follow_outline(portrait, (columns, rows), u, v, face)
         self._share = cv2.GaussianBlur((on_head * beside).astype(np.float32), (0, 0), 2.0)
         ball = np.sqrt(np.clip(1 - (u / 0.62) ** 2 - ((v + 0.08) / 0.85) ** 2, 0, 1))
         nose = np.exp(-(u**2 + (v - 0.08) ** 2) / (2 * 0.13**2))
@@ -77,3 +81,16 @@ class HeadField:
         x += self._x
         y += self._y
         return x, y
+
+
+def _follow_outline(portrait: FramedPortrait, size: tuple[int, int], u: Floats, v: Floats, face: float) -> Floats:
+    """1 on the person near the head, falling to 0 over _BESIDE face heights of what is behind."""
+    head = 1 - smoothstep(0.95, 1.5, np.sqrt(u * u + 0.7 * np.minimum(v, 0) ** 2))
+    if portrait.matte.mean() <= _NOBODY:
+        return np.asarray(head, np.float32)
+    # On a drawing or before a crowd the matte may miss a part of the head: its oval belongs to it in any case.
+    oval = (u / 0.46) ** 2 + ((v + 0.08) / 0.62) ** 2 < 1
+    person = (cv2.resize(portrait.matte, size, interpolation=cv2.INTER_AREA) > 0.35) | oval
+    scale = portrait.size[0] / size[0]
+    away = cv2.distanceTransform((~person).astype(np.uint8), cv2.DIST_L2, 5) * scale / face
+    return np.asarray(head * (1 - smoothstep(_STEADY, _STEADY + _BESIDE, away)), np.float32)

@@ -11,22 +11,14 @@ import cv2
 import numpy as np
 
 from workers.engines.preview.framing import FramedPortrait
-from workers.engines.preview.landmarks import AROUND_MOUTH, LIPS
+from workers.engines.preview.landmarks import AROUND_MOUTH, LEFT_CHEEK, LIPS, RIGHT_CHEEK
 from workers.engines.preview.motion import Pose
 from workers.engines.preview.mouth import MouthGeometry, MouthShape
+from workers.engines.preview.patch import Patch
 from workers.engines.preview.shaping import Floats, blur_row, ease, luminance, median_row, smoothstep
 
-_TOOTH_WIDTH = 0.21  # of the mouth's half width
-
-
-@dataclass(frozen=True)
-class InnerPatch:
-    """A drawn piece of the mouth's local grid."""
-
-    row: int  # of its first row in the local grid
-    column: int
-    colour: Floats  # [rows, columns, 3], BGR 0..255
-    cover: Floats  # [rows, columns], 0..1
+_TOOTH_WIDTH = 0.21  # of the mouth's half width; each face's own differs a little
+_BEHIND = 0.05  # half widths by which a full turn of the head shifts the teeth, which stand behind the lips
 
 
 @dataclass(frozen=True)
@@ -55,10 +47,15 @@ class InnerMouth:
         self._geometry = geometry
         skin, lips = _colour_at(portrait, AROUND_MOUTH), _colour_at(portrait, LIPS)
         self._palette = _palette(skin, lips)
-        self._own = _find_teeth(portrait, geometry, float(luminance(skin))) if geometry.parted else None
+        self._own = _find_teeth(portrait, geometry, skin) if geometry.parted else None
         self._tooth = self._own.colour if self._own else self._palette.tooth
+        self._slope = _side_light(portrait)
+        # No two people have the same teeth; what this face measures decides, so every film of it shows the same ones.
+        measure = abs(geometry.lines.chin.mean() - geometry.lines.nose.mean()) / geometry.half
+        self._tooth_width = _TOOTH_WIDTH * (0.88 + 0.24 * float(measure * 7.0 % 1.0))
+        self._midline = 0.04 * (float(measure * 31.0 % 1.0) - 0.5)
 
-    def draw(self, pose: Pose, shape: MouthShape) -> InnerPatch | None:
+    def draw(self, pose: Pose, shape: MouthShape) -> Patch | None:
         """The inside for one frame, or nothing when the lips are closed."""
         g = self._geometry
         if shape.opening <= 0.35 and not g.parted:
@@ -80,6 +77,8 @@ class InnerMouth:
         cover = np.clip(v - upper + 0.6, 0, 1) * np.clip(lower - v + 0.6, 0, 1) * np.clip((gap - 0.25) / 0.9, 0, 1)
 
         depth = np.clip((v - upper) / gap, 0, 1)
+        lips = across
+        across = across + np.float32(_BEHIND * pose.yaw)
         colour = self._cavity(across, depth)
         colour = self._add_tongue(colour, pose, shape, v, lower, across, depth)
         colour = self._add_lower_teeth(colour, pose, shape, v, lower, across)
@@ -87,10 +86,12 @@ class InnerMouth:
             colour = self._add_own_teeth(colour, self._own, v, upper, across, columns)
         else:
             colour = self._add_drawn_teeth(colour, pose, shape, v, upper, across, columns)
+        # The light that falls on the face from one side falls on teeth and tongue as well.
+        colour = colour * (1 + self._slope * np.clip(across, -1, 1))[..., None]
         if g.parted:
-            colour, cover = self._close_seam(colour, cover, v, upper, lower, across, gap)
+            colour, cover = self._close_seam(colour, cover, v, upper, lower, lips, gap)
         shadow = 0.62 + 0.38 * smoothstep(-0.5, 0.07 * g.half, v - upper)  # of the upper lip
-        return InnerPatch(
+        return Patch(
             row=top,
             column=first,
             colour=np.clip(colour * shadow[..., None], 0, 255).astype(np.float32),
@@ -116,7 +117,9 @@ class InnerMouth:
         top = lower - ((0.07 + 0.16 * pose.tongue) * half + 0.14 * shape.opening) * mound
         share = smoothstep(-2.5 * soft, 3.5 * soft, v - top) * (1 - smoothstep(0.35, 0.72, np.abs(across)))
         share = share * (0.9 * ease(0.12 * half, 0.34 * half, shape.opening))
-        light = (0.30 + 0.55 * depth) * (1 - 0.10 * np.exp(-((across / 0.06) ** 2)))
+        # Wet, with a furrow along its middle and a glint where the light comes in.
+        light = (0.36 + 0.62 * depth) * (1 - 0.12 * np.exp(-((across / 0.06) ** 2)))
+        light = light + 0.10 * np.exp(-(((across - 0.18) / 0.16) ** 2) - ((v - top - 0.05 * half) / (0.05 * half)) ** 2)
         return _mix(colour, self._palette.tongue * light[..., None], share)
 
     def _add_lower_teeth(
@@ -154,9 +157,12 @@ class InnerMouth:
         """Upper teeth hang from the skull: they show as far as the lip rises over them, a little more in a smile."""
         g, soft = self._geometry, self._soft
         half = g.half
-        shown = 0.055 + 0.05 * pose.teeth + 0.05 * max(0.0, shape.spread) - 0.03 * shape.rounding
+        shown = 0.07 + 0.05 * pose.teeth + 0.05 * max(0.0, shape.spread) - 0.03 * shape.rounding
+        # The lip rises over the teeth as the mouth opens.
+        shown = shown + 0.045 * ease(0.2 * half, 0.45 * half, shape.opening) * (1 - shape.rounding)
         # Teeth of about a fifth of the half width, rounded at their corners.
-        between = np.abs((across / _TOOTH_WIDTH + 0.5) % 1 - 0.5) * 2  # 0 in the middle of a tooth, 1 between two
+        along = (across - self._midline) / self._tooth_width
+        between = np.abs((along + 0.5) % 1 - 0.5) * 2  # 0 in the middle of a tooth, 1 between two
         edge = np.interp(columns, g.u, g.lines.upper_inner)[None] - 0.10 * half * across**2
         edge = edge + (shown - 0.018 * between**3) * half
         share = (1 - smoothstep(-0.6 * soft, 0.6 * soft, v - edge)) * (1 - smoothstep(0.42, 0.80, np.abs(across)))
@@ -195,6 +201,12 @@ def _colour_at(portrait: FramedPortrait, where: list[int]) -> Floats:
     return np.median(portrait.image[y, x], axis=0).astype(np.float32)
 
 
+def _side_light(portrait: FramedPortrait) -> float:
+    """By what share the light on the right cheek of the picture exceeds that in the middle; less on the left."""
+    left, right = (float(luminance(_colour_at(portrait, where))) for where in (RIGHT_CHEEK, LEFT_CHEEK))
+    return max(-0.3, min(0.3, 0.7 * (right - left) / max(1.0, right + left)))
+
+
 def _palette(skin: Floats, lips: Floats) -> _Palette:
     light = float(luminance(skin))
     tint = skin / max(1.0, light)
@@ -208,8 +220,10 @@ def _palette(skin: Floats, lips: Floats) -> _Palette:
     )
 
 
-def _find_teeth(portrait: FramedPortrait, geometry: MouthGeometry, skin_light: float) -> _OwnTeeth | None:
+def _find_teeth(portrait: FramedPortrait, geometry: MouthGeometry, skin: Floats) -> _OwnTeeth | None:
     """The portrait's own teeth: pale, bright pixels between the lips."""
+    skin_light = float(luminance(skin))
+    skin_saturation = float(1 - skin.min() / max(1.0, float(skin.max()))) * 255
     g = geometry
     local = cv2.remap(portrait.image, *g.axes.picture_grid(g.u, g.v), cv2.INTER_CUBIC)
     row = g.v[:, None]
@@ -217,6 +231,10 @@ def _find_teeth(portrait: FramedPortrait, geometry: MouthGeometry, skin_light: f
     saturation = cv2.cvtColor(local, cv2.COLOR_BGR2HSV)[..., 1]
     teeth = inside & (saturation < 110) & (luminance(local) > 0.62 * skin_light)
     if teeth.sum() <= 0.18 * max(1, inside.sum()):
+        return None
+    # A lip that shines is as red as the skin around it and no lighter; teeth are one or the other.
+    pale = float(np.median(saturation[teeth])) < 0.65 * skin_saturation
+    if not pale and float(np.percentile(luminance(local)[teeth], 65)) < 0.98 * skin_light:
         return None
     shown = teeth.any(axis=0)
     lowest = g.v[::-1][np.argmax(teeth[::-1], axis=0)]

@@ -11,6 +11,9 @@ FOREHEAD, CHIN, NOSE_BASE = 10, 152, 2
 NOSE_ROOT, NOSE_BRIDGE = 168, 197  # between the eyes, and half way to the tip
 RIGHT_EDGE, LEFT_EDGE = 234, 454  # of the face, level with the ears
 AROUND_MOUTH = [205, 425, 206, 426, 164, 18, 200, 199, 175, 50, 280]
+RIGHT_CHEEK, LEFT_CHEEK = [205, 187, 50, 36], [425, 411, 280, 266]
+UPPER_FACE = [151, 9, 108, 337, 6, 197, 118, 347, 101, 330]  # forehead, bridge of the nose, under the eyes
+LOWER_FACE = [164, 167, 393, 205, 425, 187, 411, 212, 432, 200, 199, 18, 176, 400]  # what a mask would cover
 
 RIGHT_EYE_OUTER, LEFT_EYE_OUTER = 33, 263
 # Each from corner to corner, left to right in the picture.

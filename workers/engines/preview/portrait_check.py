@@ -13,6 +13,7 @@ import numpy as np
 
 from farm.errors import InputError
 from workers.engines.preview import landmarks
+from workers.engines.preview.covered import is_mouth_covered
 from workers.engines.preview.face import Detection, Doubles, FaceReader, Mesh
 from workers.engines.preview.shaping import Pixels, luminance
 
@@ -40,6 +41,7 @@ class PortraitFacts:
     brightness: float = 0.0  # mean luma of the face, 0..255
     sharpness: float = 0.0  # spread of the Laplacian of the face at 128 px; under about 3 looks blurred
     inside: float = 1.0  # share of the face's box that lies inside the photo
+    mouth_covered: bool = False  # by a mask or a scarf
     turned_by: int = 0  # degrees clockwise that would bring a face that lies on its side upright
 
     def as_json(self) -> dict[str, Any]:
@@ -136,6 +138,8 @@ def check(facts: PortraitFacts, rules: PortraitRules | None = None) -> list[str]
         notes.append("the face is dark; a brighter photo looks better")
     if facts.sharpness < rules.blurred:
         notes.append("the face is blurred; a sharper photo looks better")
+    if facts.mouth_covered:
+        notes.append("the mouth is covered in the portrait; a photo that shows the mouth looks better")
     if facts.eyes_open < rules.closed_eyes:
         notes.append("the eyes seem closed in the portrait and will stay so")
     return notes
@@ -167,6 +171,7 @@ def _describe(photo: Pixels, count: int, face: Detection, mesh: Mesh) -> Portrai
         pitch=round(pitch, 1),
         roll=round(roll, 1),
         mouth_open=round(float(gap / max(mouth, 1.0)), 3),
+        mouth_covered=is_mouth_covered(photo, points),
         eyes_open=round(_eyes_gap(points), 3),
         brightness=round(brightness, 1),
         sharpness=round(sharpness, 2),

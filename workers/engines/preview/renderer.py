@@ -5,49 +5,56 @@ Everything is linear in colour, so the photo is turned into Y, Cb, Cr once and f
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+
 import cv2
 import numpy as np
 
-from workers.engines.preview.backdrop import measure_backdrop
 from workers.engines.preview.colour import planes, to_yuv
 from workers.engines.preview.eyes import measure_eyes
 from workers.engines.preview.framing import FramedPortrait
 from workers.engines.preview.head import HeadField
-from workers.engines.preview.inner_mouth import InnerMouth, InnerPatch
+from workers.engines.preview.inner_mouth import InnerMouth
 from workers.engines.preview.motion import Pose
 from workers.engines.preview.mouth import MouthWarp, measure_mouth
+from workers.engines.preview.patch import Patch
 from workers.engines.preview.shaping import Floats, Pixels
 
 _SHARPNESS = 2  # the photo is enlarged this much once; a linear read of it then looks cubic at an eighth of the cost
+_SHUT = {"open": 0.0, "wide": 0.35, "round": 0.0, "close": 0.0, "tuck": 0.0, "teeth": 0.0, "tongue": 0.0, "talk": 0.0}
+
+
+@dataclass(frozen=True)
+class _Painting:
+    """A patch and where in the picture it may lie."""
+
+    patch: Patch
+    rows: slice
+    columns: slice
+    at_u: Floats  # [rows, columns], place of each pixel in the patch's local grid
+    at_v: Floats
 
 
 class Renderer:
     """Draws one person.  Holds nothing that a frame changes, so frames may be drawn in any order and at once."""
 
     def __init__(self, portrait: FramedPortrait, mouth_strength: float) -> None:
-        self._size = width, height = portrait.size
+        self._size = portrait.size
         self._head = HeadField(portrait)
         geometry = measure_mouth(portrait)
         self._mouth = MouthWarp(geometry, mouth_strength)
         self._inside = InnerMouth(portrait, geometry)
         self._margin = 6 + int(0.25 * geometry.half)  # pixels by which the head's motion may move a part of the face
         self._eyes = measure_eyes(portrait)
+        self._covered = portrait.mouth_covered
 
         photo = to_yuv(portrait.image)
-        backdrop = measure_backdrop(portrait)
-        if backdrop is None:
-            cover, plate = np.ones((height, width), np.float32), np.zeros_like(photo)
-        else:
-            cover, plate = backdrop.cover, to_yuv(backdrop.plate)
-        # The person's colours are multiplied by their cover once; laying them over the plate is then one addition.
-        cover = np.clip(_enlarge(cover), 0, 1)
-        layers = [_to_bytes(_enlarge(photo[..., channel]) * cover) for channel in range(3)]
-        self._person = cv2.merge([*layers, _to_bytes(cover * 255)])
-        half = cv2.resize(plate, (width // 2, height // 2), interpolation=cv2.INTER_AREA)
-        self._plate = tuple(_to_bytes(plane) for plane in (plate[..., 0], half[..., 1], half[..., 2]))
+        self._photo = cv2.merge([_to_bytes(_enlarge(photo[..., channel])) for channel in range(3)])
 
     def draw(self, pose: Pose, frame: Pixels) -> None:
         """Draw one frame into `frame`, yuv420p [height * 3 / 2, width]."""
+        if self._covered:  # the voice comes from behind the cloth; only head and eyes are seen to move
+            pose = replace(pose, **_SHUT)
         x, y = self._head.backward(pose)
         shape = self._mouth.shape(pose)
         g = self._mouth.geometry
@@ -57,63 +64,68 @@ class Renderer:
         (cos, sin), _ = g.axes.turn.astype(np.float32)
         x[rows, columns] += cos * moved[..., 0] - sin * moved[..., 1]
         y[rows, columns] += sin * moved[..., 0] + cos * moved[..., 1]
-        self._move_eyes(x, y, pose)
+        paintings = self._move_eyes(x, y, pose)
 
-        self._lay_over_plate(self._read_photo(x, y), frame)
+        self._read_photo(x, y, frame)
         patch = self._inside.draw(pose, shape)
         if patch is not None:
-            self._paint(frame, patch, (rows, columns), mouth_u, mouth_v)
+            height, width = patch.cover.shape
+            left, top = g.u[0] + patch.column, g.v[0] + patch.row
+            at = g.axes.region(left, top, width, height, self._margin, self._size)
+            part = tuple(
+                slice(inner.start - outer.start, inner.stop - outer.start)
+                for inner, outer in zip(at, (rows, columns), strict=True)
+            )
+            paintings.append(_Painting(patch, *at, mouth_u[part], mouth_v[part]))
+        for painting in paintings:
+            self._paint(frame, painting)
 
-    def _move_eyes(self, x: Floats, y: Floats, pose: Pose) -> None:
-        lids = pose.blink > 0 or pose.brow > 1e-3
+    def _move_eyes(self, x: Floats, y: Floats, pose: Pose) -> list[_Painting]:
+        """Glances and brows, in place; closed lids are painted later."""
+        lifts = pose.brow > 1e-3
         glances = abs(pose.gaze_x) > 1e-3 or abs(pose.gaze_y) > 1e-3
-        if not lids and not glances:
-            return
+        paintings: list[_Painting] = []
+        if not (lifts or glances or pose.blink > 0):
+            return paintings
         for eye in self._eyes:
             rows, columns = eye.axes.region(eye.u[0], eye.v[0], len(eye.u), len(eye.v), self._margin, self._size)
             at_u, at_v = eye.axes.local_maps(x[rows, columns], y[rows, columns], eye.u[0], eye.v[0])
+            if pose.blink > 0:
+                paintings.append(_Painting(eye.lids(pose.blink), rows, columns, at_u, at_v))
             (cos, sin), _ = eye.axes.turn.astype(np.float32)
             if glances:
                 along, across = eye.glance(pose.gaze_x, pose.gaze_y, pose.blink)
                 ball = cv2.remap(eye.ball, at_u, at_v, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT)
                 x[rows, columns] += (cos * along - sin * across) * ball
                 y[rows, columns] += (sin * along + cos * across) * ball
-            if lids:
-                field = eye.displacement(pose.blink, pose.brow)
-                # Between the lids the field jumps: anything between its two sides would show the white of a closed eye.
-                how = cv2.INTER_NEAREST if pose.blink > 0 else cv2.INTER_LINEAR
-                down = cv2.remap(field, at_u, at_v, how, borderMode=cv2.BORDER_CONSTANT)
+            if lifts:
+                field = eye.displacement(pose.brow)
+                down = cv2.remap(field, at_u, at_v, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT)
                 x[rows, columns] -= sin * down
                 y[rows, columns] += cos * down
+        return paintings
 
-    def _read_photo(self, x: Floats, y: Floats) -> Pixels:
-        """The person moved: Y, Cb, Cr times cover, and cover, uint8 [height, width, 4]."""
+    def _read_photo(self, x: Floats, y: Floats, frame: Pixels) -> None:
+        """The photo, moved, into `frame`."""
         for axis in (x, y):  # in place: nobody reads them afterwards
             axis *= np.float32(_SHARPNESS)
             axis += np.float32((_SHARPNESS - 1) / 2)
-        return cv2.remap(self._person, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        moved = cv2.remap(self._photo, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        half = cv2.resize(moved, (moved.shape[1] // 2, moved.shape[0] // 2), interpolation=cv2.INTER_AREA)
+        luma, *chroma = planes(frame)
+        luma[:] = cv2.extractChannel(moved, 0)
+        for channel, plane in enumerate(chroma, start=1):
+            plane[:] = cv2.extractChannel(half, channel)
 
-    def _lay_over_plate(self, person: Pixels, frame: Pixels) -> None:
-        half = cv2.resize(person, (person.shape[1] // 2, person.shape[0] // 2), interpolation=cv2.INTER_AREA)
-        _, blue, red, half_cover = cv2.split(half)
-        layers = cv2.extractChannel(person, 0), blue, red
-        covers = cv2.extractChannel(person, 3), half_cover, half_cover
-        for layer, cover, plate, target in zip(layers, covers, self._plate, planes(frame), strict=True):
-            cv2.add(layer, cv2.multiply(plate, cv2.bitwise_not(cover), scale=1 / 255.0), dst=target)
-
-    def _paint(
-        self, frame: Pixels, patch: InnerPatch, mouth: tuple[slice, slice], mouth_u: Floats, mouth_v: Floats
-    ) -> None:
-        """Lay the inner mouth over the picture; it moves with the head but is not stretched with the lips."""
-        g = self._mouth.geometry
-        height, width = patch.cover.shape
-        left, top = g.u[0] + patch.column, g.v[0] + patch.row
-        rows, columns = (_even(part) for part in g.axes.region(left, top, width, height, self._margin, self._size))
+    def _paint(self, frame: Pixels, painting: _Painting) -> None:
+        """Lay a patch over the picture; it moves with the head but is not stretched with what lies under it."""
+        rows, columns = _even(painting.rows), _even(painting.columns)
         part = (
-            slice(rows.start - mouth[0].start, rows.stop - mouth[0].start),
-            slice(columns.start - mouth[1].start, columns.stop - mouth[1].start),
+            slice(rows.start - painting.rows.start, rows.stop - painting.rows.start),
+            slice(columns.start - painting.columns.start, columns.stop - painting.columns.start),
         )
-        at_u, at_v = mouth_u[part] - patch.column, mouth_v[part] - patch.row
+        patch = painting.patch
+        at_u, at_v = painting.at_u[part] - patch.column, painting.at_v[part] - patch.row
         layer = np.dstack([to_yuv(patch.colour) * patch.cover[..., None], patch.cover])
         layer = cv2.remap(layer, at_u, at_v, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT)
         half = cv2.resize(layer, (layer.shape[1] // 2, layer.shape[0] // 2), interpolation=cv2.INTER_AREA)

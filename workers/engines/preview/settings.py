@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, cast
 
 from farm.errors import InputError
@@ -16,6 +17,23 @@ _RANGES = {
     "expression": (0.0, 2.0),
     "blink_rate": (0.0, 40.0),
 }
+
+
+# Words of a prompt that say how somebody talks, and what they multiply.  All other words are for other models.
+_MANNERS: tuple[tuple[tuple[str, ...], dict[str, float]], ...] = (
+    (
+        ("still", "motionless", "immobile", "不动", "静止"),
+        {"head_motion": 0.0, "expression": 0.0},
+    ),
+    (
+        ("calm", "calmly", "quiet", "gentle", "relaxed", "serious", "solemn", "平静", "沉稳", "温和", "严肃"),
+        {"head_motion": 0.55, "expression": 0.6, "mouth": 0.95, "blink_rate": 0.9},
+    ),
+    (
+        ("lively", "energetic", "excited", "enthusiastic", "cheerful", "passionate", "活泼", "热情", "激动", "兴奋"),
+        {"head_motion": 1.4, "expression": 1.5, "mouth": 1.08, "blink_rate": 1.1},
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -47,3 +65,16 @@ def read_settings(values: Mapping[str, Any]) -> PreviewSettings:
             raise InputError(f'setting framing must be "auto" or "whole", not {values["framing"]!r}')
         read["framing"] = cast(Framing, values["framing"])
     return PreviewSettings(**read)
+
+
+def follow_prompt(settings: PreviewSettings, prompt: str) -> PreviewSettings:
+    """`settings` as a prompt's words ask for: still, calm or lively; the first manner that is named counts."""
+    words = set(re.findall(r"[a-z]+", prompt.lower()))
+    for names, factors in _MANNERS:
+        if any(name in words if name.isascii() else name in prompt for name in names):
+            changed = {}
+            for name, factor in factors.items():
+                low, high = _RANGES[name]
+                changed[name] = min(high, max(low, getattr(settings, name) * factor))
+            return replace(settings, **changed)
+    return settings
