@@ -1,17 +1,22 @@
 #!/usr/bin/env python3
 """What a finished film shows: does the mouth follow the speech, does the face live, does the picture hold still?
 
-    .venv/bin/python scripts/measure_film.py FILM.mp4 [--audio SPEECH]
+    .venv/bin/python scripts/measure_film.py FILM.mp4 [--audio SPEECH] [--text TEXT | --phones FILE]
 
 The frames are decoded and the face mesh is run on each of them, so the figures are those of the picture and not of the
 commands that drew it.  The sound is the film's own unless --audio names another.  The control curve is what our speech
 network makes of that sound; a mesh that follows the picture lags by nothing if the film is in sync.
+
+With --text, the English words that are said, pocketsphinx finds the phones; --phones names a file that has them, as
+scripts/mouth/reading_en.phones.  Lips are then measured against the phones as well, which our network had no part in.
+Where dlib and face_recognition_models are installed, the distance to the person of the first frame is measured too.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from fractions import Fraction
 from pathlib import Path
@@ -26,6 +31,16 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from farm.errors import FarmError, InputError  # noqa: E402
+from scripts.mouth import aligning  # noqa: E402
+from scripts.mouth.phones import (  # noqa: E402
+    BILABIALS,
+    RATE,
+    ROUND_VOWELS,
+    WIDE_VOWELS,
+    Segment,
+    draw_curves,
+    letters,
+)
 from workers.engines.contract import DRIVING_RATE  # noqa: E402
 from workers.engines.preview import film_facts, landmarks  # noqa: E402
 from workers.engines.preview.articulation import SpeechCurves, SpeechNetwork  # noqa: E402
@@ -43,6 +58,8 @@ _CLOSED_SHARE = 0.35  # of the film's own wide opening; the mesh reports some ga
 _ALIKE = 0.75  # correlation of an eye's picture with its usual one; below it the lids are closed
 _EYE = (32, 16)  # pixels of an eye's picture, cut along its corners
 _LONGEST_BLINK_SECONDS = 0.6
+_EVERY = 10  # frames from one look at the person and beside the head to the next
+_NEAR_SECONDS = 0.04  # by which a closure may be early or late: a frame
 _EYE_CORNERS = ([33, 133], [362, 263])  # left to right in the picture
 # Corners of the eyes, bridge and sides of the nose, temples: what speech does not move.
 _RIGID = [33, 133, 362, 263, 168, 6, 197, 195, 48, 278, 127, 356]
@@ -68,6 +85,13 @@ class Figures:
     head_step: float
     identity_drift: float
     flicker: float
+    beside: float
+    identity: float | None = None
+    phones_r: float | None = None
+    phones_lag_ms: float | None = None
+    bilabials: int | None = None
+    bilabials_seen: int | None = None
+    told_apart: float | None = None
 
 
 _LINES = {
@@ -87,6 +111,13 @@ _LINES = {
     "head_step": ("  largest step between two frames, in face widths", "{:.2%}"),
     "identity_drift": ("rigid landmarks against the first second, in eye distances", "{:.2%}"),
     "flicker": ("flicker of the whole picture's light, levels of 255", "{:.3f}"),
+    "beside": ("picture beside the head against its usual one, levels of 255", "{:.2f}"),
+    "identity": ("distance to the person of the first frame, same under 0.6", "{:.2f}"),
+    "phones_r": ("lips against the phones, best r", "{:.2f}"),
+    "phones_lag_ms": ("  at a lag of the picture of", "{:+.0f} ms"),
+    "bilabials": ("p, b and m that are said", "{:d}"),
+    "bilabials_seen": ("  and seen closed", "{:d}"),
+    "told_apart": ("spread vowels wider than rounded ones", "{:.0%}"),
 }
 
 
@@ -113,6 +144,8 @@ class Seen:
     points: Doubles  # [frames, 468, 2], pixels
     light: Doubles  # mean luma
     eyes: Doubles  # [frames, 2, pixels], luma of the person's right and left eye, its mean 0 and its length 1
+    beside: float  # mean distance of the picture around the head from its median, levels
+    identity: float | None  # mean distance of faces, every tenth frame
 
 
 def decode_sound(path: Path) -> Sound:
@@ -133,7 +166,9 @@ def decode_sound(path: Path) -> Sound:
 def watch(film: Path, reader: FaceReader) -> tuple[Seen, Fraction]:
     """Run the mesh on every frame.  Raises InputError when it is no film or shows no face."""
     points: list[Doubles] = []
-    light, eyes = [], []
+    light, eyes, around, faces_seen = [], [], [], []
+    recognise = person_reader()
+    ring: npt.NDArray[np.bool_] | None = None
     last: Doubles | None = None
     try:
         with av.open(str(film)) as media:
@@ -150,11 +185,49 @@ def watch(film: Path, reader: FaceReader) -> tuple[Seen, Fraction]:
                 luma = luminance(picture)
                 light.append(float(luma.mean()))
                 eyes.append([cut_eye(luma, last[corners, :2]) for corners in _EYE_CORNERS])
+                if ring is None:
+                    ring = ring_around(reader.matte(picture), last)
+                if len(points) % _EVERY == 1:
+                    around.append(luma[ring].astype(np.float32))
+                    if recognise is not None:
+                        faces_seen.append(recognise(picture, last))
     except (av.FFmpegError, IndexError, OSError) as error:
         raise InputError(f"cannot read the film {film}: {error}") from None
     if len(points) < 2:
         raise InputError(f"{film} has no two frames to compare")
-    return Seen(np.stack(points), np.array(light), np.array(eyes)), Fraction(rate)
+    beside = np.stack(around)
+    moved = float(np.abs(beside - np.median(beside, axis=0)).mean()) if beside.size else 0.0
+    unlike = [float(np.linalg.norm(face - faces_seen[0])) for face in faces_seen[1:]]
+    identity = float(np.mean(unlike)) if unlike else None
+    return Seen(np.stack(points), np.array(light), np.array(eyes), moved, identity), Fraction(rate)
+
+
+def ring_around(matte: npt.NDArray[np.float32], points: Doubles) -> npt.NDArray[np.bool_]:
+    """What lies close beside the head and is not the person: there a halo would show."""
+    face = float(np.linalg.norm(points[landmarks.LEFT_EDGE, :2] - points[landmarks.RIGHT_EDGE, :2]))
+    person = (matte > 0.3).astype(np.uint8)
+    away = cv2.distanceTransform(1 - person, cv2.DIST_L2, 5) / face
+    above_chin = np.arange(matte.shape[0])[:, None] < points[landmarks.CHIN, 1]
+    return np.asarray((away > 0.03) & (away < 0.20) & above_chin)
+
+
+def person_reader() -> Callable[[npt.NDArray[np.uint8], Doubles], Doubles] | None:
+    """dlib's description of a face, where dlib is installed."""
+    try:
+        import dlib
+        import face_recognition_models as models
+    except ImportError:
+        return None
+    shape = dlib.shape_predictor(models.pose_predictor_five_point_model_location())
+    describe = dlib.face_recognition_model_v1(models.face_recognition_model_location())
+
+    def read(picture: npt.NDArray[np.uint8], points: Doubles) -> Doubles:
+        low, high = points[landmarks.OVAL, :2].min(axis=0), points[landmarks.OVAL, :2].max(axis=0)
+        rgb = np.ascontiguousarray(picture[..., ::-1])
+        box = dlib.rectangle(int(low[0]), int(low[1]), int(high[0]), int(high[1]))
+        return np.array(describe.compute_face_descriptor(rgb, shape(rgb, box)))
+
+    return read
 
 
 def cut_eye(luma: npt.NDArray[np.float32], corners: Doubles) -> Doubles:
@@ -169,7 +242,13 @@ def cut_eye(luma: npt.NDArray[np.float32], corners: Doubles) -> Doubles:
     return np.asarray(centred / max(float(np.linalg.norm(centred)), 1e-6))
 
 
-def measure(film: Path, audio: Path | None = None, reader: FaceReader | None = None) -> Figures:
+def measure(
+    film: Path,
+    audio: Path | None = None,
+    reader: FaceReader | None = None,
+    text: str | None = None,
+    phones: Path | None = None,
+) -> Figures:
     """All figures of one film.  Raises InputError for files that cannot be read."""
     seen, rate = watch(film, reader or FaceReader())
     sound = decode_sound(audio or film)
@@ -200,7 +279,50 @@ def measure(film: Path, audio: Path | None = None, reader: FaceReader | None = N
         identity_drift=drift(seen.points, fps),
         # The second difference leaves out what changes steadily, as a moving head does.
         flicker=float(np.abs(np.diff(seen.light, 2)).mean()) if frames > 2 else 0.0,
+        beside=seen.beside,
+        identity=seen.identity,
+        **against_phones(seen.points, aperture, closed, fps, _phones_of(sound, text, phones)),
     )
+
+
+def _phones_of(sound: Sound, text: str | None, phones: Path | None) -> tuple[Segment, ...]:
+    if phones is not None:
+        return aligning.read_phones(phones)
+    return aligning.align(sound.read(0, len(sound)), text) if text is not None else ()
+
+
+def against_phones(
+    points: Doubles, aperture: Doubles, closed: npt.NDArray[np.bool_], fps: float, segments: tuple[Segment, ...]
+) -> dict[str, Any]:
+    """What the lips do at the phones that are said; nothing without phones."""
+    if not segments:
+        return {}
+    frames = len(aperture)
+    middles = (np.arange(frames) + 0.5) / fps
+    curves = draw_curves(segments, round(segments[-1].stop * RATE) + RATE)
+    opened = np.interp(middles * RATE - 0.5, np.arange(len(curves)), curves[:, 0])
+    r, lag = best_lag(aperture, opened, fps)
+    corners = points[:, [landmarks.RIGHT_CORNER, landmarks.LEFT_CORNER]]
+    width = np.linalg.norm(corners[:, 0] - corners[:, 1], axis=1)
+    said, seen, spread, rounded = 0, 0, [], []
+    for segment in segments:
+        known = letters(segment.phone)
+        near = (middles > segment.start - _NEAR_SECONDS) & (middles < segment.stop + _NEAR_SECONDS)
+        if known and known[0] in BILABIALS and near.any():
+            said += 1
+            seen += bool(closed[near].any())
+        elif len(known) == 1 and known[0] in WIDE_VOWELS | ROUND_VOWELS and segment.stop * fps < frames:
+            (rounded if known[0] in ROUND_VOWELS else spread).append(
+                width[int((segment.start + segment.stop) / 2 * fps)]
+            )
+    told = float((np.array(spread)[:, None] > np.array(rounded)).mean()) if spread and rounded else None
+    return {
+        "phones_r": r,
+        "phones_lag_ms": lag,
+        "bilabials": said,
+        "bilabials_seen": seen,
+        "told_apart": told,
+    }
 
 
 def control_poses(sound: Sound, rate: Fraction, frames: int) -> list[Pose]:
@@ -290,7 +412,11 @@ def table(figures: Figures) -> str:
     """One line per figure."""
     width = max(len(name) for name, _ in _LINES.values())
     values: dict[str, Any] = {field.name: getattr(figures, field.name) for field in fields(figures)}
-    return "\n".join(f"{name:<{width}}  {form.format(values[key])}" for key, (name, form) in _LINES.items())
+    return "\n".join(
+        f"{name:<{width}}  {form.format(values[key])}"
+        for key, (name, form) in _LINES.items()
+        if values[key] is not None
+    )
 
 
 def main() -> int:
@@ -298,10 +424,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("film", type=Path)
     parser.add_argument("--audio", type=Path, help="the speech, if the film's own sound is not it")
+    parser.add_argument("--text", help="the English words that are said, or a file of them")
+    parser.add_argument("--phones", type=Path, help="a file of the phones that are said")
     chosen = parser.parse_args()
+    text = chosen.text
+    if text is not None and len(text) < 250 and Path(text).is_file():
+        text = Path(text).read_text("utf-8")
     cv2.setNumThreads(1)
     try:
-        print(table(measure(chosen.film, chosen.audio)))
+        print(table(measure(chosen.film, chosen.audio, text=text, phones=chosen.phones)))
     except FarmError as error:
         sys.stderr.write(f"{error}\n")
         return error.exit_code

@@ -39,7 +39,7 @@ def speak(folder: Path, minutes: float) -> None:
     (folder / "test.pickle").write_bytes(pickle.dumps(test))
     print(f"test: {len(test)} sentences, {time.monotonic() - began:.0f} s", flush=True)
     spoken: dict[str, float] = {}
-    for said in voices.speak_for_training(SEED, 60 * minutes):
+    for said in voices.speak_for_training(SEED + 1, 60 * minutes):
         examples += make_examples(said, chance)
         voice = said.voice.split("+")[0]
         spoken[voice] = spoken.get(voice, 0) + len(said.samples) / 16000
@@ -60,6 +60,7 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, default=Path("mouth-data"), help="where the speech is kept")
     parser.add_argument("--minutes", type=float, default=80, help="of speech to synthesise")
     parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--start", type=Path, help="weights to go on from")
     parser.add_argument("--weights", type=Path, nargs="+", default=[], help="to write, or to compare")
     chosen = parser.parse_args()
     chosen.folder.mkdir(parents=True, exist_ok=True)
@@ -72,7 +73,7 @@ def main() -> int:
         from scripts.mouth import training
 
         examples = pickle.loads((chosen.folder / "examples.pickle").read_bytes())
-        weights = training.train(examples, chosen.steps, SEED)
+        weights = training.train(examples, chosen.steps, SEED, chosen.start)
         training.save_weights(weights, chosen.weights[0] if chosen.weights else chosen.folder / "speech_network.npz")
     else:
         from scripts.mouth import testing

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.ndimage import gaussian_filter1d
 
 Doubles = npt.NDArray[np.float64]
 
@@ -86,7 +85,7 @@ _SHAPES = {vowel: _vowel(*place) for vowel, place in _VOWELS.items()}
 _SHAPES |= {phone: shape for phones, shape in _CONSONANTS for phone in phones.split()}
 
 BILABIALS = frozenset("pbm")
-WIDE_VOWELS, ROUND_VOWELS, OPEN_VOWELS = frozenset("ieɪɛ"), frozenset("uoʊɔyø"), frozenset("aɑæɐ")
+WIDE_VOWELS, ROUND_VOWELS = frozenset("ieɪɛ"), frozenset("uoʊɔyø")
 
 
 def letters(phone: str | None) -> list[str]:
@@ -126,8 +125,15 @@ def draw_curves(segments: Iterable[Segment], count: int) -> npt.NDArray[np.float
             closed[low : low + round(shape.closed * (high - low))] = 1 if shape.closed else 0
     curves = np.zeros((count * _FINE, 8))
     for column, (source, seconds) in enumerate(zip((0, 1, 2, 4, 5, 6), _SOFT, strict=True)):
-        weighted = gaussian_filter1d(place[:, column] * firm[:, column], seconds * fine, mode="nearest")
-        curves[:, source] = weighted / gaussian_filter1d(firm[:, column], seconds * fine, mode="nearest")
-    curves[:, 3] = gaussian_filter1d(closed, _CLOSURE_SOFT * fine, mode="nearest")
-    curves[:, 7] = gaussian_filter1d(talk, _TALK_SOFT * fine, mode="nearest")
+        weighted = _blur(place[:, column] * firm[:, column], seconds * fine)
+        curves[:, source] = weighted / _blur(firm[:, column], seconds * fine)
+    curves[:, 3] = _blur(closed, _CLOSURE_SOFT * fine)
+    curves[:, 7] = _blur(talk, _TALK_SOFT * fine)
     return curves.reshape(count, _FINE, 8).mean(axis=1).astype(np.float32)
+
+
+def _blur(series: Doubles, sigma: float) -> Doubles:
+    """Gaussian, its ends repeated."""
+    half = round(4 * sigma)
+    weights = np.exp(-0.5 * (np.arange(-half, half + 1) / sigma) ** 2)
+    return np.convolve(np.pad(series, half, mode="edge"), weights / weights.sum(), mode="valid")

@@ -14,8 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from scripts.mouth import rooms
+from scripts.mouth.aligning import read_phones
 from scripts.mouth.phones import BILABIALS, ROUND_VOWELS, WIDE_VOWELS, Segment, draw_curves, letters
-from scripts.mouth.voices import ARPABET, Utterance
+from scripts.mouth.voices import Utterance
 from workers.engines.contract import DRIVING_RATE
 from workers.engines.preview import film_facts
 from workers.engines.preview.articulation import Curve, SpeechCurves, SpeechNetwork
@@ -58,12 +59,6 @@ class Figures:
         default_factory=list
     )  # [frames, 2, 3]: open, wide, round; got, wanted
     vowels: list[tuple[float, bool]] = field(default_factory=list)  # spread less rounding, and whether it is rounded
-
-
-def read_phones(path: Path) -> tuple[Segment, ...]:
-    """Rows of start, stop and ARPABET phone."""
-    rows = (line.split("\t") for line in path.read_text("utf-8").splitlines())
-    return tuple(Segment(ARPABET.get(phone) if phone else None, float(a), float(b)) for a, b, phone in rows)
 
 
 def pose_film(network: SpeechNetwork, samples: npt.NDArray[np.float32]) -> list[Pose]:

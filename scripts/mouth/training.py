@@ -26,7 +26,7 @@ _SPEECH_RMS = 0.05  # as loudness.measure brings speech to
 _QUIET = float(np.log(1e-5))  # a log-mel of digital silence
 # How much an error in each curve counts; closures have a loss of their own.
 _WEIGHTS = (1.2, 0.9, 1.0, 0.0, 1.2, 0.7, 0.6, 0.9)
-_CLOSURE_WEIGHT, _CLOSED_COUNTS = 0.5, 2.0
+_CLOSURE_WEIGHT, _CLOSED_COUNTS = 0.9, 2.0
 
 Halves = npt.NDArray[np.float16]
 
@@ -82,7 +82,7 @@ def make_examples(said: Utterance, chance: np.random.Generator) -> list[Example]
         x = x * np.float32(level_of(x))
         if version or chance.random() < 0.5:
             under = rooms.make_music if chance.random() < 0.3 else rooms.make_noise
-            decibels = chance.uniform(6, 45) if version else chance.uniform(25, 55)
+            decibels = chance.uniform(8, 60) if version else chance.uniform(25, 55)
             x = x + under(len(x), chance) * np.float32(_SPEECH_RMS * 10 ** (-decibels / 20))
         x = x * np.float32(10 ** (chance.uniform(-4, 4) / 20))
         heard = hear(x.astype(np.float32), 1.0)
@@ -119,15 +119,17 @@ class MouthNetwork(nn.Module):
 
 
 def train(
-    examples: list[Example], steps: int, seed: int, threads: int = 1, report: list[str] | None = None
+    examples: list[Example], steps: int, seed: int, start: Path | None = None
 ) -> dict[str, npt.NDArray[np.float16]]:
-    """Weights after `steps` of AdamW under one learning-rate cycle."""
+    """Weights after `steps` of AdamW under one cycle of the learning rate, on one thread; `start` is gone on from."""
     torch.manual_seed(seed)
-    torch.set_num_threads(threads)
+    torch.set_num_threads(1)
     chance = np.random.default_rng(seed)
     some = np.concatenate([example.log_mels[::7].astype(np.float32) for example in examples])
     mean, deviation = some.mean(axis=0), some.std(axis=0)
     net = MouthNetwork()
+    if start is not None:
+        mean, deviation = _go_on_from(start, net)
     optimiser = torch.optim.AdamW(net.parameters(), 3e-3, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 4e-3, total_steps=steps)
     weights = torch.tensor(_WEIGHTS)[None, :, None]
@@ -151,10 +153,7 @@ def train(
         schedule.step()
         running = float(loss.detach()) if not step else 0.98 * running + 0.02 * float(loss.detach())
         if step % 500 == 499 or step == steps - 1:
-            line = f"step {step + 1}: loss {running:.4f}, {time.monotonic() - began:.0f} s"
-            print(line, flush=True)
-            if report is not None:
-                report.append(line)
+            print(f"step {step + 1}: loss {running:.4f}, {time.monotonic() - began:.0f} s", flush=True)
     return _weights_of(net, mean, deviation)
 
 
@@ -177,6 +176,21 @@ def _batch(
         heard.append(np.maximum(x, _QUIET).T.astype(np.float32))
         wanted.append(example.curves[np.clip(at[REACH:-REACH], 0, length - 1)].T.astype(np.float32))
     return torch.tensor(np.stack(heard)), torch.tensor(np.stack(wanted))
+
+
+def _go_on_from(path: Path, net: MouthNetwork) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Fill `net`; mean and deviation of the log-mels that it was trained with."""
+    with np.load(path) as stored:
+        weights = {name: torch.tensor(stored[name].astype(np.float32)) for name in stored.files}
+    with torch.no_grad():
+        net.first.weight.copy_(weights["iw"])
+        net.first.bias.copy_(weights["ib"])
+        net.last.weight.copy_(weights["ow"][:, :, None])
+        net.last.bias.copy_(weights["ob"])
+        for k, layer in enumerate(net.middle):
+            layer.weight.copy_(weights[f"w{k}"])
+            layer.bias.copy_(weights[f"b{k}"])
+    return weights["mu"].numpy(), weights["sd"].numpy()
 
 
 def _weights_of(

@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.signal import resample_poly
 
+from scripts.mouth.arpabet import ARPABET
 from scripts.mouth.phones import Segment
 from workers.engines.contract import DRIVING_RATE
 
@@ -93,8 +94,8 @@ class Espeak:
     """espeak-ng by its library, which tells when each phone begins (Klatt and formant synthesis, no recordings)."""
 
     LANGUAGES: ClassVar = {
-        "en": (("en-us", "en-gb", "en-gb-x-rp", "en-029"), 3), "zh": (("cmn", "yue"), 3), "es": (("es", "es-419"), 1),
-        "de": (("de",), 1), "pt": (("pt-br", "pt"), 1),
+        "en": (("en-us", "en-gb", "en-gb-x-rp", "en-029"), 4), "zh": (("cmn", "yue"), 3), "es": (("es", "es-419"), 2),
+        "de": (("de",), 2), "pt": (("pt-br", "pt"), 1), "it": (("it",), 2), "ru": (("ru",), 2), "cs": (("cs",), 2),
     }  # fmt: skip
     _VARIANTS = (
         "", "+f1", "+f2", "+f3", "+f4", "+f5", "+m1", "+m2", "+m3", "+m4", "+m5", "+m6", "+m7", "+klatt", "+klatt2",
@@ -154,13 +155,6 @@ class Espeak:
         return Utterance(f"espeak {voice}", to_driving_rate(samples, self._rate), segments)
 
 
-ARPABET = {
-    "aa": "ɑ", "ae": "æ", "ah": "ʌ", "ao": "ɔ", "aw": "aʊ", "ax": "ə", "axr": "ɚ", "ay": "aɪ", "b": "b", "ch": "tʃ",
-    "d": "d", "dh": "ð", "dx": "ɾ", "eh": "ɛ", "er": "ɝ", "ey": "eɪ", "f": "f", "g": "ɡ", "hh": "h", "hv": "h",
-    "ih": "ɪ", "ix": "ɪ", "iy": "i", "jh": "dʒ", "k": "k", "l": "l", "el": "l", "m": "m", "em": "m", "n": "n",
-    "en": "n", "nx": "n", "ng": "ŋ", "ow": "oʊ", "oy": "ɔɪ", "p": "p", "r": "ɹ", "s": "s", "sh": "ʃ", "t": "t",
-    "th": "θ", "uh": "ʊ", "uw": "u", "v": "v", "w": "w", "y": "j", "z": "z", "zh": "ʒ",
-}  # fmt: skip
 _SILENT = {"pau", "h#", "sil", "brth", "ssil", "#", "##", "_", "<p:>", "sp", ""}
 _ITALIAN = {
     "a1": "a", "e1": "e", "E1": "ɛ", "i1": "i", "o1": "o", "O1": "ɔ", "u1": "u", "E": "ɛ", "O": "ɔ", "S": "ʃ",
@@ -248,8 +242,8 @@ def say_with_flite(name: str, text: str, stretch: float) -> Utterance:
     return Utterance(f"flite {name}", to_driving_rate(samples, rate), tuple(segments))
 
 
-_SHARES = {"espeak": 0.42, "slt": 0.10, "awb": 0.12, "rms": 0.14, "kal16": 0.04} | {
-    "kal_diphone": 0.04, "ked_diphone": 0.07, "cmu_us_slt_arctic_hts": 0.07,
+_SHARES = {"espeak": 0.52, "slt": 0.08, "awb": 0.10, "rms": 0.12, "kal16": 0.03} | {
+    "kal_diphone": 0.03, "ked_diphone": 0.06, "cmu_us_slt_arctic_hts": 0.06,
 }  # fmt: skip
 
 
