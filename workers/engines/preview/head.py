@@ -12,8 +12,8 @@ from workers.engines.preview.landmarks import CHIN, FOREHEAD, LEFT_EYE_OUTER, OV
 from workers.engines.preview.motion import Pose
 from workers.engines.preview.shaping import Floats, smoothstep
 
-_BESIDE = 0.30  # face heights
-_STEADY = 0.02  # face heights around the person that move as the person does: wisps of hair
+_BESIDE = 0.15  # face heights
+_STEADY = 0.015  # face heights around the person that move as the person does: wisps of hair
 _NOBODY = 0.08  # share of the picture; with less the model has found no person
 _COARSE = 4  # the field is smooth: it is computed on a grid this much coarser and enlarged
 

@@ -49,7 +49,9 @@ class Renderer:
         self._covered = portrait.mouth_covered
 
         photo = to_yuv(portrait.image)
-        self._photo = cv2.merge([_to_bytes(_enlarge(photo[..., channel])) for channel in range(3)])
+        layers = [_to_bytes(_enlarge(photo[..., channel])) for channel in range(3)]
+        # OpenCV reads four channels in a third of the time that three take.
+        self._photo = cv2.merge([*layers, np.zeros_like(layers[0])])
 
     def draw(self, pose: Pose, frame: Pixels) -> None:
         """Draw one frame into `frame`, yuv420p [height * 3 / 2, width]."""
@@ -112,10 +114,10 @@ class Renderer:
             axis += np.float32((_SHARPNESS - 1) / 2)
         moved = cv2.remap(self._photo, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
         half = cv2.resize(moved, (moved.shape[1] // 2, moved.shape[0] // 2), interpolation=cv2.INTER_AREA)
-        luma, *chroma = planes(frame)
-        luma[:] = cv2.extractChannel(moved, 0)
-        for channel, plane in enumerate(chroma, start=1):
-            plane[:] = cv2.extractChannel(half, channel)
+        luma, blue, red = planes(frame)
+        cv2.extractChannel(moved, 0, luma)
+        cv2.extractChannel(half, 1, blue)
+        cv2.extractChannel(half, 2, red)
 
     def _paint(self, frame: Pixels, painting: _Painting) -> None:
         """Lay a patch over the picture; it moves with the head but is not stretched with what lies under it."""
