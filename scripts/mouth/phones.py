@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 Doubles = npt.NDArray[np.float64]
+Samples = npt.NDArray[np.float32]
 
 RATE = 100  # values a second
 _FINE = 5  # curves are drawn this much finer and then averaged
@@ -31,6 +32,15 @@ class Segment:
     phone: str | None
     start: float
     stop: float
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """What was said: samples at 16 kHz and the phones in them."""
+
+    voice: str
+    samples: Samples
+    segments: tuple[Segment, ...]
 
 
 @dataclass(frozen=True)

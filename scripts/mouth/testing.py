@@ -13,10 +13,16 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from scripts.mouth import rooms
 from scripts.mouth.aligning import read_phones
-from scripts.mouth.phones import BILABIALS, ROUND_VOWELS, WIDE_VOWELS, Segment, draw_curves, letters
-from scripts.mouth.voices import Utterance
+from scripts.mouth.phones import (
+    BILABIALS,
+    ROUND_VOWELS,
+    WIDE_VOWELS,
+    Segment,
+    Utterance,
+    draw_curves,
+    letters,
+)
 from workers.engines.contract import DRIVING_RATE
 from workers.engines.preview import film_facts
 from workers.engines.preview.articulation import Curve, SpeechCurves, SpeechNetwork
@@ -151,6 +157,8 @@ HEAD = (
 
 def compare(weights: Path, test: list[Utterance], reading: npt.NDArray[np.float32]) -> str:
     """The table of one set of weights."""
+    from scripts.mouth import rooms  # needs scipy, which the farm does not
+
     network = SpeechNetwork(weights)
     groups: dict[str, list[Utterance]] = {}
     for said in test:
@@ -185,6 +193,8 @@ def compare(weights: Path, test: list[Utterance], reading: npt.NDArray[np.float3
 
 
 def _with_noise(samples: npt.NDArray[np.float32], chance: np.random.Generator) -> npt.NDArray[np.float32]:
+    from scripts.mouth import rooms
+
     under = rooms.make_music if chance.random() < 0.5 else rooms.make_noise
     level = float(np.sqrt((samples[np.abs(samples) > 0.01] ** 2).mean()))
     return samples + under(len(samples), chance) * np.float32(level * 10 ** (-12 / 20))

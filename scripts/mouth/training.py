@@ -13,8 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from scripts.mouth import rooms
-from scripts.mouth.phones import draw_curves
-from scripts.mouth.voices import Utterance
+from scripts.mouth.phones import Utterance, draw_curves
 from workers.engines.contract import DRIVING_RATE
 from workers.engines.preview import loudness, mel
 from workers.engines.preview.articulation import Curve

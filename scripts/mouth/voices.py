@@ -25,22 +25,11 @@ import numpy.typing as npt
 from scipy.signal import resample_poly
 
 from scripts.mouth.arpabet import ARPABET
-from scripts.mouth.phones import Segment
+from scripts.mouth.phones import Samples, Segment, Utterance
 from workers.engines.contract import DRIVING_RATE
-
-Samples = npt.NDArray[np.float32]
 
 FORTUNES = Path("/usr/share/games/fortunes")
 _ENGLISH = ("fortunes", "literature", "wisdom", "love", "people", "science", "food", "work", "politics")
-
-
-@dataclass(frozen=True)
-class Utterance:
-    """What was said: samples at DRIVING_RATE and the phones in them."""
-
-    voice: str
-    samples: Samples
-    segments: tuple[Segment, ...]
 
 
 def read_texts(language: str) -> list[str]:

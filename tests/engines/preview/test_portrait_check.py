@@ -12,10 +12,12 @@ import pytest
 
 from farm.errors import InputError
 from tests.conftest import ROOT
-from tests.engines.preview.conftest import ASTRONAUT
+from tests.engines.preview.conftest import ASTRONAUT, MakeFilm, render
+from workers.engines.contract import Engine
 from workers.engines.preview.face import FaceReader
 from workers.engines.preview.portrait_check import PortraitFacts, PortraitRules, check, look
 
+HOPPER = ROOT / "examples/portraits/grace_hopper.jpg"
 GOOD = PortraitFacts(
     width=1000,
     height=1200,
@@ -143,3 +145,23 @@ def test_a_file_that_is_no_picture_is_refused(reader: FaceReader, tmp_path: Path
         look(path, reader)
     with pytest.raises(InputError, match="cannot read the portrait"):
         look(tmp_path / "none.png", reader)
+
+
+@pytest.mark.parametrize("colour", [(190, 150, 90), (225, 225, 225), (35, 35, 35)], ids=["blue", "white", "black"])
+def test_a_mask_is_noted_and_the_film_leaves_it_as_it_is(
+    engine: Engine, reader: FaceReader, make_film: MakeFilm, tmp_path: Path, colour: tuple[int, int, int]
+) -> None:
+    photo = cv2.imread(str(HOPPER))
+    assert not look(HOPPER, reader).mouth_covered
+    points = reader.mesh(photo, reader.detect(photo)[0]).points
+    cheeks = [234, 93, 132, 58, 172, 136, 150, 149, 176, 148, 152, 377, 400, 378, 379, 365, 397, 288, 361, 323, 454]
+    masked = cv2.fillPoly(photo, [points[[*cheeks, 347, 197, 118], :2].astype(np.int32)], colour)
+    path = written(tmp_path, masked)
+    facts = look(path, reader)
+    assert facts.mouth_covered
+    assert any("covered" in note for note in check(facts))
+
+    still = {"head_motion": 0.0, "expression": 0.0, "blink_rate": 0.0}
+    frames = render(engine, make_film(portrait=path, total_frames=50, **still))
+    left, top, right, bottom = (int(v * 256 / 512) for v in (200, 250, 320, 330))
+    assert np.ptp(frames[:, top:bottom, left:right].astype(int), axis=0).max() <= 2

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import cv2
 import numpy as np
 import pytest
 
+from scripts.mouth import aligning, testing
 from tests.conftest import ROOT
 from tests.engines.preview.conftest import MakeFilm, Samples, Sound, render
 from workers.engines.contract import DRIVING_RATE, Engine
@@ -15,8 +18,11 @@ from workers.engines.preview.eyes import measure_eyes, wears_glasses
 from workers.engines.preview.face import FaceReader
 from workers.engines.preview.framing import frame_portrait
 from workers.engines.preview.loudness import measure
-from workers.engines.preview.motion import Motion, Pose
-from workers.engines.preview.settings import PreviewSettings
+from workers.engines.preview.motion import STILL, Motion, Pose
+from workers.engines.preview.renderer import Renderer
+from workers.engines.preview.settings import PreviewSettings, follow_prompt
+
+READING = aligning.read_phones(testing.READING)
 
 
 @pytest.fixture(scope="module")
@@ -209,3 +215,77 @@ def test_the_speech_gain_is_the_same_for_any_length_and_finds_speech_between_pau
     assert measure(Sound(speech / 4))["speech_gain"] == pytest.approx(4 * spoken, rel=0.03)
     assert measure(Sound(np.zeros(16_000, np.float32))) == {"speech_gain": 1.0}
     assert measure(Sound(np.zeros(0, np.float32))) == {"speech_gain": 1.0}
+
+
+def test_a_tune_is_not_taken_for_speech(network: SpeechNetwork) -> None:
+    t = np.arange(8 * DRIVING_RATE) / DRIVING_RATE
+    tune = np.zeros(len(t))
+    for k, pitch in enumerate(220 * 2 ** (np.array([0, 4, 7, 12, 9, 5, 2, 0, 4, 7, 11, 12]) / 12)):
+        since = t - 0.6 * k
+        swell = np.where(since > 0, np.minimum(1, since / 0.02) * np.exp(-np.maximum(since, 0) / 0.35), 0)
+        tune += swell * sum(np.sin(2 * np.pi * n * pitch * t) / n for n in range(1, 7))
+    moving = [pose.open * pose.talk > 0.1 for pose in poses(network, (0.1 * tune).astype(np.float32))]
+    assert np.mean(moving) < 0.05
+
+
+def test_lips_close_for_p_b_and_m_of_a_real_voice(network: SpeechNetwork) -> None:
+    said = testing.Utterance("", testing.read_raw(ROOT / "examples/speech/reading_en.flac"), READING)
+    figures = testing.Figures()
+    testing.count(figures, said, testing.pose_film(network, said.samples))
+    assert figures.wanted == 29
+    assert figures.closed >= 0.9 * figures.wanted
+    assert figures.false <= 10, "and not all the time"
+    together = np.concatenate(figures.curves)
+    assert np.corrcoef(together[:, 0, 0], together[:, 1, 0])[0, 1] > 0.75, "the jaw follows the phones"
+    spread = [value for value, rounded in figures.vowels if not rounded]
+    rounded = [value for value, rounded in figures.vowels if rounded]
+    assert np.median(spread) > np.median(rounded) + 0.2
+
+
+@pytest.mark.parametrize(
+    ("prompt", "more_motion"),
+    [
+        ("A calm teacher explains", -1),
+        ("an Energetic seller", 1),
+        ("平静地讲课", -1),
+        ("She stands still", -2),
+        ("a person is talking, distilled", 0),
+        ("", 0),
+    ],
+)
+def test_a_prompt_says_how_somebody_talks(prompt: str, more_motion: int) -> None:
+    usual = PreviewSettings()
+    asked = follow_prompt(usual, prompt)
+    assert np.sign(asked.head_motion - usual.head_motion) == np.sign(more_motion)
+    assert np.sign(asked.expression - usual.expression) == np.sign(more_motion)
+    assert (asked.head_motion == 0) is (more_motion == -2)
+    assert follow_prompt(PreviewSettings(head_motion=2.0), "lively").head_motion == 2.0, "settings keep their bounds"
+
+
+def test_a_blink_covers_the_eye_and_leaves_the_brow(reader: FaceReader) -> None:
+    photo = cv2.imread(str(ROOT / "examples/portraits/astronaut.jpg"))
+    portrait = frame_portrait(photo, 512, 512, "auto", reader)
+    renderer = Renderer(portrait, 1.0)
+    opened, closed = (np.empty((768, 512), np.uint8) for _ in range(2))
+    renderer.draw(STILL, opened)
+    renderer.draw(replace(STILL, blink=1.0), closed)
+    for eye in measure_eyes(portrait):
+        column, row = (int(v) for v in eye.axes.origin)
+        brow = row + int(eye.brow)
+        patch = slice(row - 3, row + 4), slice(column - 6, column + 7)
+        assert np.ptp(closed[patch].astype(int)) < 0.5 * np.ptp(opened[patch].astype(int)), "skin instead of an iris"
+        line = slice(brow - 4, brow + 2), slice(column - 6, column + 7)
+        assert np.array_equal(opened[line], closed[line])
+
+
+def test_a_head_at_rest_shows_the_photo_and_a_turned_one_leaves_the_background(reader: FaceReader) -> None:
+    photo = cv2.imread(str(ROOT / "examples/portraits/grace_hopper.jpg"))
+    portrait = frame_portrait(photo, 512, 512, "auto", reader)
+    renderer = Renderer(portrait, 1.0)
+    rest, turned = (np.empty((768, 512), np.uint8) for _ in range(2))
+    renderer.draw(STILL, rest)
+    renderer.draw(replace(STILL, yaw=1.5, roll=1.5, shift_x=1.0), turned)
+    seen = cv2.cvtColor(rest, cv2.COLOR_YUV2BGR_I420).astype(int)
+    assert np.abs(seen[:200, :80] - portrait.image[:200, :80]).mean() < 8, "coding to yuv420p aside"
+    assert np.abs(rest[:300, :60].astype(int) - turned[:300, :60]).max() <= 1
+    assert np.abs(rest[100:200, 220:300].astype(int) - turned[100:200, 220:300]).mean() > 3

@@ -56,7 +56,7 @@ def frame_portrait(photo: Pixels, width: int, height: int, framing: Framing, rea
     )
     # The grid of 1/16 hides last-bit differences between builds of OpenCV.
     points = np.round(reader.mesh_again(image, points).points * 16) / 16
-    return FramedPortrait(image, points, reader.matte(image), is_mouth_covered(image, points))
+    return FramedPortrait(image, points, reader.matte(image), is_mouth_covered(photo, mesh.points))
 
 
 def read_largest_face(photo: Pixels, reader: FaceReader) -> Mesh:
