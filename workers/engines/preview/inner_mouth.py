@@ -167,7 +167,8 @@ class InnerMouth:
         edge = edge + (shown - 0.018 * between**3) * half
         share = (1 - smoothstep(-0.6 * soft, 0.6 * soft, v - edge)) * (1 - smoothstep(0.42, 0.80, np.abs(across)))
         # In a narrow gap the teeth lie in the shadow of the lips.
-        share = share * (0.20 + 0.75 * ease(0.08 * half, 0.28 * half, shape.opening))
+        bright = ease(0.08 * half, 0.28 * half, shape.opening)
+        share = share * (0.20 + 0.75 * bright + 0.5 * pose.teeth * (1 - bright))  # an s shows them even so
         lines = 1 - 0.22 * smoothstep(0.72, 1.0, between) * ease(14, 40, half)
         light = (0.50 + 0.44 * smoothstep(-0.01 * half, 0.12 * half, v - upper)) * (1 - 0.5 * np.abs(across) ** 1.5)
         return _mix(colour, _lit(self._tooth, light * lines), share)
@@ -229,7 +230,7 @@ def _find_teeth(portrait: FramedPortrait, geometry: MouthGeometry, skin: Floats)
     row = g.v[:, None]
     inside = (row > g.lines.upper_inner + 0.02 * g.half) & (row < g.lines.lower_inner - 0.02 * g.half)
     saturation = cv2.cvtColor(local, cv2.COLOR_BGR2HSV)[..., 1]
-    teeth = inside & (saturation < 110) & (luminance(local) > 0.62 * skin_light)
+    teeth = inside & (saturation < max(110.0, 0.95 * skin_saturation)) & (luminance(local) > 0.62 * skin_light)
     if teeth.sum() <= 0.18 * max(1, inside.sum()):
         return None
     # A lip that shines is as red as the skin around it and no lighter; teeth are one or the other.

@@ -5,7 +5,7 @@ Everything is linear in colour, so the photo is turned into Y, Cb, Cr once and f
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -21,7 +21,6 @@ from workers.engines.preview.patch import Patch
 from workers.engines.preview.shaping import Floats, Pixels
 
 _SHARPNESS = 2  # the photo is enlarged this much once; a linear read of it then looks cubic at an eighth of the cost
-_SHUT = {"open": 0.0, "wide": 0.35, "round": 0.0, "close": 0.0, "tuck": 0.0, "teeth": 0.0, "tongue": 0.0, "talk": 0.0}
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ class Renderer:
         self._inside = InnerMouth(portrait, geometry)
         self._margin = 6 + int(0.25 * geometry.half)  # pixels by which the head's motion may move a part of the face
         self._eyes = measure_eyes(portrait)
-        self._covered = portrait.mouth_covered
+        self._covered = portrait.mouth_covered  # then the voice comes from behind the cloth
 
         photo = to_yuv(portrait.image)
         layers = [_to_bytes(_enlarge(photo[..., channel])) for channel in range(3)]
@@ -55,9 +54,15 @@ class Renderer:
 
     def draw(self, pose: Pose, frame: Pixels) -> None:
         """Draw one frame into `frame`, yuv420p [height * 3 / 2, width]."""
-        if self._covered:  # the voice comes from behind the cloth; only head and eyes are seen to move
-            pose = replace(pose, **_SHUT)
         x, y = self._head.backward(pose)
+        paintings = [] if self._covered else self._move_mouth(x, y, pose)
+        paintings = [*self._move_eyes(x, y, pose), *paintings]
+        self._read_photo(x, y, frame)
+        for painting in paintings:
+            self._paint(frame, painting)
+
+    def _move_mouth(self, x: Floats, y: Floats, pose: Pose) -> list[_Painting]:
+        """Lips, jaw and chin, in place; what shows between the lips is painted later."""
         shape = self._mouth.shape(pose)
         g = self._mouth.geometry
         rows, columns = g.axes.region(g.u[0], g.v[0], len(g.u), len(g.v), self._margin + 2, self._size)
@@ -66,21 +71,17 @@ class Renderer:
         (cos, sin), _ = g.axes.turn.astype(np.float32)
         x[rows, columns] += cos * moved[..., 0] - sin * moved[..., 1]
         y[rows, columns] += sin * moved[..., 0] + cos * moved[..., 1]
-        paintings = self._move_eyes(x, y, pose)
-
-        self._read_photo(x, y, frame)
         patch = self._inside.draw(pose, shape)
-        if patch is not None:
-            height, width = patch.cover.shape
-            left, top = g.u[0] + patch.column, g.v[0] + patch.row
-            at = g.axes.region(left, top, width, height, self._margin, self._size)
-            part = tuple(
-                slice(inner.start - outer.start, inner.stop - outer.start)
-                for inner, outer in zip(at, (rows, columns), strict=True)
-            )
-            paintings.append(_Painting(patch, *at, mouth_u[part], mouth_v[part]))
-        for painting in paintings:
-            self._paint(frame, painting)
+        if patch is None:
+            return []
+        height, width = patch.cover.shape
+        left, top = g.u[0] + patch.column, g.v[0] + patch.row
+        at = g.axes.region(left, top, width, height, self._margin, self._size)
+        part = tuple(
+            slice(inner.start - outer.start, inner.stop - outer.start)
+            for inner, outer in zip(at, (rows, columns), strict=True)
+        )
+        return [_Painting(patch, *at, mouth_u[part], mouth_v[part])]
 
     def _move_eyes(self, x: Floats, y: Floats, pose: Pose) -> list[_Painting]:
         """Glances and brows, in place; closed lids are painted later."""
