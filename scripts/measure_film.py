@@ -355,12 +355,12 @@ def loudness(sound: Sound, fps: float, frames: int) -> Doubles:
 
 def best_lag(picture: Doubles, cause: Doubles, fps: float) -> tuple[float, float]:
     """The largest correlation within 200 ms, and by how many milliseconds the picture comes after its cause."""
-    if picture.std() == 0 or cause.std() == 0:
-        return 0.0, 0.0
     times = np.arange(len(picture)) / fps
     inner = (times >= _LAG_SECONDS) & (times <= times[-1] - _LAG_SECONDS)
     if inner.sum() < 5:
-        return float(np.corrcoef(picture, cause)[0, 1]), 0.0
+        inner[:] = True
+    if picture.std() == 0 or cause[inner].std() == 0:
+        return 0.0, 0.0
     steps = range(-round(_LAG_SECONDS / _LAG_STEP), round(_LAG_SECONDS / _LAG_STEP) + 1)
     found = [
         (float(np.corrcoef(np.interp(times[inner] + step * _LAG_STEP, times, picture), cause[inner])[0, 1]), step)

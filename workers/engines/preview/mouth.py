@@ -220,7 +220,8 @@ class MouthWarp:
         corner = corner * np.clip(distance, 0, 1) ** 2
         belly = smoothstep(0, 0.55, np.clip(1 - distance, 0, 1))
         lift = (0.035 * half * pose.tuck * talk + 0.02 * half * spread) * belly
-        press, pucker = 0.05 * half * closing * belly, 0.055 * half * rounding * gain * belly
+        # Lips that come from a grin are pressed harder, or their red would show that they were apart.
+        press, pucker = (0.10 if g.parted else 0.05) * half * closing * belly, 0.055 * half * rounding * gain * belly
         tuck = 0.075 * half * pose.tuck * talk * belly
 
         upper_inner = source.upper_inner - upper_share * change - lift + corner
