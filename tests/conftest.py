@@ -358,6 +358,9 @@ def private_s3(program: str) -> Iterator[S3Server]:
             finally:
                 process.kill()  # asked kindly it takes five seconds, and nothing of it is kept
                 process.wait()
+                for port in ports.values():  # its sockets do not heed the folder
+                    for socket_file in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):
+                        socket_file.unlink(missing_ok=True)
 
 
 def start_s3(program: str, folder: Path, ports: dict[str, int]) -> subprocess.Popen[bytes]:
@@ -371,6 +374,7 @@ def start_s3(program: str, folder: Path, ports: dict[str, int]) -> subprocess.Po
         "s3.config": folder / "s3.json",
         "s3.iam": "false",
         "s3.port.iceberg": 0,
+        "s3.port.lance": 0,  # both would take a port that is always the same
         "s3.autoCreateBucket": "false",
         "master.telemetry": "false",
         "master.volumeSizeLimitMB": 64,
