@@ -20,7 +20,7 @@ from .conftest import FRAME_BYTES, StartHost, film, render
 from .standin import FLASHHEAD_PIPELINE, write, write_speech
 
 pytest.importorskip("torch")
-pytestmark = pytest.mark.torch
+pytestmark = [pytest.mark.torch, pytest.mark.slow]
 
 MODULE = "workers.engines.flashtalk"
 STEP = 28
