@@ -2,7 +2,7 @@
 """Make workers/engines/preview/speech_network.npz again, from nothing but packages, and say how good it is.
 
     scripts/train_mouth.py speak     synthesise the speech and hear it (minutes)
-    scripts/train_mouth.py train     train on it (half an hour on one core) and write the weights
+    scripts/train_mouth.py train     train on it (20 to 30 minutes on one core) and write the weights
     scripts/train_mouth.py test      compare weights on voices and languages that were never heard
 
 Needs Debian's espeak-ng, flite, festival with the voices of scripts/mouth/voices.py, fortunes, fortunes-cs, -de, -es,
@@ -39,7 +39,7 @@ def speak(folder: Path, minutes: float) -> None:
     (folder / "test.pickle").write_bytes(pickle.dumps(test))
     print(f"test: {len(test)} sentences, {time.monotonic() - began:.0f} s", flush=True)
     spoken: dict[str, float] = {}
-    for said in voices.speak_for_training(SEED + 1, 60 * minutes):
+    for said in voices.speak_for_training(SEED, 60 * minutes):
         examples += make_examples(said, chance)
         voice = said.voice.split("+")[0]
         spoken[voice] = spoken.get(voice, 0) + len(said.samples) / 16000
@@ -58,8 +58,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("step", choices=["speak", "train", "test"])
     parser.add_argument("--folder", type=Path, default=Path("mouth-data"), help="where the speech is kept")
-    parser.add_argument("--minutes", type=float, default=80, help="of speech to synthesise")
-    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--minutes", type=float, default=75, help="of speech to synthesise")
+    parser.add_argument("--steps", type=int, default=5000)
     parser.add_argument("--start", type=Path, help="weights to go on from")
     parser.add_argument("--weights", type=Path, nargs="+", default=[], help="to write, or to compare")
     chosen = parser.parse_args()

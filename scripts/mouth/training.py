@@ -25,7 +25,7 @@ _SPEECH_RMS = 0.05  # as loudness.measure brings speech to
 _QUIET = float(np.log(1e-5))  # a log-mel of digital silence
 # How much an error in each curve counts; closures have a loss of their own.
 _WEIGHTS = (1.2, 0.9, 1.0, 0.0, 1.2, 0.7, 0.6, 0.9)
-_CLOSURE_WEIGHT, _CLOSED_COUNTS = 0.9, 2.0
+_CLOSURE_WEIGHT, _CLOSED_COUNTS = 0.5, 2.0
 
 Halves = npt.NDArray[np.float16]
 
@@ -81,7 +81,7 @@ def make_examples(said: Utterance, chance: np.random.Generator) -> list[Example]
         x = x * np.float32(level_of(x))
         if version or chance.random() < 0.5:
             under = rooms.make_music if chance.random() < 0.3 else rooms.make_noise
-            decibels = chance.uniform(8, 60) if version else chance.uniform(25, 55)
+            decibels = chance.uniform(6, 45) if version else chance.uniform(25, 55)
             x = x + under(len(x), chance) * np.float32(_SPEECH_RMS * 10 ** (-decibels / 20))
         x = x * np.float32(10 ** (chance.uniform(-4, 4) / 20))
         heard = hear(x.astype(np.float32), 1.0)

@@ -83,8 +83,8 @@ class Espeak:
     """espeak-ng by its library, which tells when each phone begins (Klatt and formant synthesis, no recordings)."""
 
     LANGUAGES: ClassVar = {
-        "en": (("en-us", "en-gb", "en-gb-x-rp", "en-029"), 4), "zh": (("cmn", "yue"), 3), "es": (("es", "es-419"), 2),
-        "de": (("de",), 2), "pt": (("pt-br", "pt"), 1), "it": (("it",), 2), "ru": (("ru",), 2), "cs": (("cs",), 2),
+        "en": (("en-us", "en-gb", "en-gb-x-rp", "en-029"), 3), "zh": (("cmn", "yue"), 3), "es": (("es", "es-419"), 1),
+        "de": (("de",), 1), "pt": (("pt-br", "pt"), 1),
     }  # fmt: skip
     _VARIANTS = (
         "", "+f1", "+f2", "+f3", "+f4", "+f5", "+m1", "+m2", "+m3", "+m4", "+m5", "+m6", "+m7", "+klatt", "+klatt2",
@@ -231,8 +231,8 @@ def say_with_flite(name: str, text: str, stretch: float) -> Utterance:
     return Utterance(f"flite {name}", to_driving_rate(samples, rate), tuple(segments))
 
 
-_SHARES = {"espeak": 0.52, "slt": 0.08, "awb": 0.10, "rms": 0.12, "kal16": 0.03} | {
-    "kal_diphone": 0.03, "ked_diphone": 0.06, "cmu_us_slt_arctic_hts": 0.06,
+_SHARES = {"espeak": 0.42, "slt": 0.10, "awb": 0.12, "rms": 0.14, "kal16": 0.04} | {
+    "kal_diphone": 0.04, "ked_diphone": 0.07, "cmu_us_slt_arctic_hts": 0.07,
 }  # fmt: skip
 
 
