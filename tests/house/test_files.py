@@ -166,11 +166,11 @@ def test_every_unit_starts_a_command_of_the_farm() -> None:
     started = {}
     for path in (ROOT / "scripts/systemd").glob("*.service"):
         (line,) = re.findall(
-            r"^ExecStart=%h/farm/\.venv/bin/farm (.*)$", path.read_text(encoding="utf-8"), re.MULTILINE
+            r"^ExecStart=(?:%h|/srv/farm)/farm/\.venv/bin/farm (.*)$", path.read_text(encoding="utf-8"), re.MULTILINE
         )
         started[path.name] = line
     assert started == {
-        "farm.service": "up --foreground --serve",
+        "farm.service": "up --foreground",
         "farm-worker@.service": "worker %i",
         "farm-nightly@.service": "nightly %h/.config/farm/%i.toml",
     }
