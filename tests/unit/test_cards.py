@@ -191,15 +191,15 @@ def test_the_doctor_tells_every_card_and_who_holds_it(
     another: subprocess.Popen[str], tools: Tools, tmp_path: Path
 ) -> None:
     tools.say("npu-smi", NPU)
-    (tmp_path / "home/workers.toml").write_text(
-        "[workers.a]\nmodel = 'soulx-flashtalk-14b'\ndevices = 'cuda:1,7'\n[workers.b]\ndevices = 'npu:0'\n"
-    )
-    found = [finding for finding in examine(load_settings()) if finding.what.startswith(("card", "worker a"))]
+    (tmp_path / "home/workers.toml").write_text("[workers.a]\ndevices = 'cuda:1,7'\n[workers.b]\ndevices = 'npu:0'\n")
+    found = [finding for finding in examine(load_settings()) if finding.what.startswith(("card ", "worker a"))]
     held = f"held by worker gpu0 of the farm in /srv/a (pid {another.pid})"
     h200 = "NVIDIA H200, {}, driver 570.86.15; {} of 140.4 GiB in use; {}"
     npu = "910B2, driver 24.1.rc2, health {}; {} of 64.0 GiB in use; held by no farm"
     assert found == [
-        Finding("worker a", "mind", "soulx-flashtalk-14b on cuda:1,7 as 2 ranks; does not run", "`farm up` starts it"),
+        Finding(
+            "worker a", "mind", "prepares and assembles on cuda:1,7 as 2 ranks; does not run", "`farm up` starts it"
+        ),
         Finding("card cuda:0", "well", h200.format(FIRST, "1.0", held)),
         Finding("card cuda:1", "well", h200.format(FIRST.replace("8a56f1c2", "9b67e2d3"), "0.0", "held by no farm")),
         Finding(

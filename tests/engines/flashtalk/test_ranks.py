@@ -63,13 +63,14 @@ def relative(one: np.ndarray, other: np.ndarray) -> float:
     return float(np.linalg.norm(one - other) / np.linalg.norm(one))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("ranks", "size"),
     [
         (2, (48, 48)),  # 9 places of a frame among 2 ranks: one is filled up
-        pytest.param(4, (48, 48), marks=pytest.mark.slow),  # 6 rows of latents among 4: two have more than the others
-        pytest.param(2, (64, 48), marks=pytest.mark.slow),
-        pytest.param(4, (32, 32), marks=pytest.mark.slow),  # one row of latents each
+        (4, (48, 48)),  # 6 rows of latents among 4: two have more than the others
+        (2, (64, 48)),
+        (4, (32, 32)),  # one row of latents each
     ],
 )
 def test_a_group_renders_a_chunk_and_a_chain_of_carries_as_one_rank_does(
