@@ -68,6 +68,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60.0, help="length of each film")
     parser.add_argument("--size", default="512x512")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the farm goes down with the bench
     cores = os.cpu_count() or 1
     print(f"{platform.machine()}, {cores} cores, Python {platform.python_version()}, load {os.getloadavg()[0]:.1f}")
     with tempfile.TemporaryDirectory(prefix="farm-bench-") as scratch, farm_up(Path(scratch)) as (settings, ledger):
