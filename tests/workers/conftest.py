@@ -61,6 +61,12 @@ def is_dead(pid: int) -> bool:
         return True
 
 
+@pytest.fixture(autouse=True)
+def own_cards(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cards that no test beside this one holds: they are locked machine-wide otherwise."""
+    monkeypatch.setenv("FARM_CARD_LOCKS", str(tmp_path_factory.mktemp("cards")))
+
+
 @pytest.fixture(scope="session")
 def portrait(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("portrait") / "portrait.png"

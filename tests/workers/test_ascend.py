@@ -10,6 +10,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -74,7 +75,7 @@ def started(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]
     host = machine.host()
     host.start()
     yield host
-    host.kill()
+    host.close()
 
 
 def test_the_env_script_is_sourced_before_the_interpreter_starts_and_both_once(machine: Machine, started: Host) -> None:
@@ -105,11 +106,17 @@ def test_the_interpreter_has_the_scripts_variables_and_only_this_workers_device(
 
 def test_a_script_that_fails_is_told_with_its_last_words(machine: Machine) -> None:
     machine.env_script.write_text("echo 'CANN 8.0 does not fit this driver'\nreturn 3\n")
-    with pytest.raises(DeviceFault, match=r"exited with 3 .*CANN 8.0 does not fit this driver"):
-        machine.host().start()
+    with (
+        closing(machine.host()) as host,
+        pytest.raises(DeviceFault, match=r"exited with 3 .*CANN 8.0 does not fit this driver"),
+    ):
+        host.start()
     assert not machine.record.exists()
 
 
 def test_a_script_that_is_not_there_is_named(machine: Machine, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"env_script '/no/set_env.sh' does not exist"):
-        machine.host(env_script="/no/set_env.sh").start()
+    with (
+        closing(machine.host(env_script="/no/set_env.sh")) as host,
+        pytest.raises(ConfigError, match=r"env_script '/no/set_env.sh' does not exist"),
+    ):
+        host.start()
