@@ -1,11 +1,8 @@
-"""The Kubernetes manifests say what the program understands: its commands, settings, workers and metrics.
-
-Their schemas are checked too where the `kubernetes-validate` package is installed; it brings them along.
+"""The Kubernetes manifests say what the program understands: its commands, settings, workers and metrics; and are valid."""
 """
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import tomllib
 from collections.abc import Iterator
@@ -13,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import click
-import pytest
+import kubernetes_validate
 import yaml
 
 from farm.cli import cli
@@ -158,12 +155,7 @@ def test_the_pods_have_no_rights() -> None:
             assert rights["allowPrivilegeEscalation"] is False and "memory" in container["resources"]["limits"], name
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("kubernetes_validate") is None, reason="the kubernetes-validate package is not installed"
-)
 def test_every_object_is_what_its_schema_says() -> None:
-    import kubernetes_validate
-
     for _, document in OBJECTS:
         if document["kind"] not in ("Kustomization", "ScaledObject"):  # not Kubernetes' own
             kubernetes_validate.validate(document, "1.34", strict=True)
