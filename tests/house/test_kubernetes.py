@@ -1,5 +1,4 @@
-"""The Kubernetes manifests say what the program understands: its commands, settings, workers and metrics; and are valid."""
-"""
+"""The Kubernetes manifests are valid, and say what the program understands: commands, settings, workers, metrics."""
 
 from __future__ import annotations
 
