@@ -101,6 +101,7 @@ class ServerSettings(_Section):
     upload_gb: float = Field(gt=0)
     batch_file_mb: float = Field(gt=0, le=256)
     requests_per_second: float = Field(gt=0)
+    niceness: int = Field(ge=0, le=19)
 
 
 class StoreSettings(_Section):

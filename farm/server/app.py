@@ -21,6 +21,7 @@ from farm.server.access import Gate
 from farm.server.context import Context, answer_errors
 from farm.server.feed import Feed
 from farm.server.guard import Guard
+from farm.server.polls import Polls
 from farm.server.probes import Probes
 
 PAGE = Path(__file__).resolve().parent / "page"
@@ -62,6 +63,7 @@ def make_server(ledger: Ledger, settings: Settings) -> FastAPI:
     app.mount("/page", StaticFiles(directory=PAGE), name="page")
     text = int(settings.server.batch_file_mb * 1e6)
     limits = {"/v1/uploads": int(settings.server.upload_gb * 1e9), "/v1/batches": text}
+    app.add_middleware(Polls, gate=gate, here=app.state.context)
     app.add_middleware(Guard, limits=limits)
     return app
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
-from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
 from functools import lru_cache, partial
 from itertools import pairwise
@@ -26,12 +23,11 @@ from farm.server.access import Caller, Reader, Submitter
 from farm.server.context import Context, Here, no_such, problems
 from farm.server.feed import history_of
 from farm.server.intake import JobRecord, record
+from farm.server.polls import records
 from farm.states import FINISHED, ArtifactKind, JobState
 
 router = APIRouter(tags=["jobs"])
 
-RECORD_SECONDS = 0.5  # how old an answer may be; hundreds of pollers cost the ledger no more than one
-_RECORDS = 1024
 _PEAKS = 600  # columns of a drawn waveform
 ImageKind = Literal["portrait", "poster", "sheet", "last-frame"]
 
@@ -85,39 +81,6 @@ class Trace(BaseModel):
     job_id: str
 
 
-class _Records:
-    """The newest answers to `GET /v1/jobs/{id}`, as the bytes that are sent.  Asked on the server's event loop."""
-
-    def __init__(self) -> None:
-        self._kept: OrderedDict[tuple[str, str | None, int], tuple[float, asyncio.Future[bytes]]] = OrderedDict()
-
-    async def get(self, here: Context, caller: Caller, job_id: str) -> bytes:
-        """Raises NotFound.  Who asks while an answer is being made waits for the same one."""
-        key = (job_id, caller.sees, id(here))
-        kept = self._kept.get(key)
-        if kept is None or kept[0] < time.monotonic():
-            making = asyncio.ensure_future(run_in_threadpool(_record_bytes, here, caller, job_id))
-            kept = (time.monotonic() + RECORD_SECONDS, making)
-            self._kept.pop(key, None)
-            self._kept[key] = kept
-            if len(self._kept) > _RECORDS:
-                self._kept.popitem(last=False)
-        return await asyncio.shield(kept[1])
-
-    def forget(self, job_id: int) -> None:
-        """May be called from any thread."""
-        for key in list(self._kept):
-            if key[0] == str(job_id):
-                self._kept.pop(key, None)
-
-
-def _record_bytes(here: Context, caller: Caller, job_id: str) -> bytes:
-    return bytes(JSONResponse(record(here, here.job(caller, job_id).id)).body)
-
-
-_records = _Records()
-
-
 @router.get("/v1/jobs", response_model=JobList, responses=problems(422))
 def list_jobs(
     caller: Reader,
@@ -169,7 +132,7 @@ def _states(words: list[str]) -> tuple[list[JobState], set[str]]:
 @router.get("/v1/jobs/{job_id}", response_model=JobRecord, responses=problems(404))
 async def show_job(job_id: str, caller: Reader, here: Here) -> Response:
     """OmniRT's record of a job; `farm` holds progress, cost and what else this farm knows."""
-    return Response(await _records.get(here, caller, job_id), media_type="application/json")
+    return Response(await records.get(here, caller, job_id), media_type="application/json")
 
 
 @router.delete("/v1/jobs/{job_id}", response_model=JobRecord, responses=problems(404))
@@ -212,7 +175,7 @@ def _steer(here: Context, caller: Caller, job_id: str, story: Callable[[Job], ob
     job = here.job(caller, job_id)
     story(job)
     here.ring()
-    _records.forget(job.id)
+    records.forget(job.id)
     return JSONResponse(record(here, job.id))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import socket
 
 import uvicorn
@@ -48,6 +49,7 @@ def address_of(taken: socket.socket) -> str:
 def serve(ledger: Ledger, settings: Settings, taken: socket.socket) -> None:
     """Serve on a bound socket until SIGTERM or SIGINT.  Raises ConfigError."""
     app = make_server(ledger, settings)
+    os.nice(settings.server.niceness)  # on a machine that renders on all cores, who watches must not slow the films
     config = uvicorn.Config(
         app,
         log_config=None,

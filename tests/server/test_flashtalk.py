@@ -20,7 +20,7 @@ from PIL import Image
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
-from farm.server.jobs import RECORD_SECONDS
+from farm.server.polls import RECORD_SECONDS
 from tests.conftest import ROOT
 from tests.farm_process import FarmProcess, served, workers
 from tests.server.conftest import PORTRAIT, generate_body, send_files, wait_ended

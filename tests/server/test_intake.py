@@ -183,3 +183,20 @@ def test_work_that_nobody_can_take_is_said_aloud(idle_farm: FarmProcess, speech:
         client.post("/v1/generate", json=generate_body(send_files(client, speech)) | {"async_run": True})
         stuck = client.get("/v1/farm").json()["stuck"]
     assert stuck and stuck[0]["reason"].startswith("no worker serves queue cpu")
+
+
+def test_a_ready_answer_is_the_routes_answer_and_only_for_those_who_may_see_the_job(
+    idle_farm: FarmProcess, speech: Path
+) -> None:
+    with submitter(idle_farm, "rob") as client, submitter(idle_farm, "sue") as other:
+        job_id = client.post(
+            "/v1/generate", json=generate_body(send_files(client, speech)) | {"async_run": True}
+        ).json()["id"]
+        answers = [client.get(f"/v1/jobs/{job_id}") for _ in range(20)]
+        assert {answer.status_code for answer in answers} == {200}
+        assert len({answer.headers["content-security-policy"] for answer in answers}) == 1
+        assert {tuple(sorted(answer.json())) for answer in answers} == {tuple(sorted(answers[0].json()))}
+        assert [other.get(f"/v1/jobs/{job_id}").status_code for _ in range(3)] == [404] * 3
+        assert client.get(f"/v1/jobs/{job_id}", headers={"x-api-key": "farm_0"}).status_code == 401
+        client.delete(f"/v1/jobs/{job_id}")
+        assert client.get(f"/v1/jobs/{job_id}").json()["state"] == "cancelled"
