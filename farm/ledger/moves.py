@@ -128,7 +128,6 @@ def _claim_statement(*, has_warm_job: bool) -> Any:
     segment = SegmentRow
     worker, queue = bindparam("by_worker", type_=String), bindparam("of_queue", type_=String)
     claimable = and_(
-        segment.queue == queue,
         text(CLAIMABLE),
         segment.not_before <= db_now(),
         within_quota(),
@@ -136,13 +135,18 @@ def _claim_statement(*, has_warm_job: bool) -> Any:
     )
     columns = (segment.id, segment.unhaste, segment.due)
     order = (segment.unhaste, segment.due, segment.rank, segment.id)
-    best = select(*columns, literal(0).label("warm")).where(claimable).order_by(*order).limit(1)
+    best = select(*columns, literal(0).label("warm")).where(segment.queue == queue, claimable).order_by(*order).limit(1)
     best_cte = best.with_for_update(skip_locked=True).cte("best")
     candidates = select(best_cte.c.id, best_cte.c.unhaste, best_cte.c.due, best_cte.c.warm)
     if has_warm_job:
         warm = (
             select(*columns, literal(1).label("warm"))
-            .where(claimable, segment.job_id == bindparam("warm_job", type_=BigInteger))
+            .where(
+                segment.job_id == bindparam("warm_job", type_=BigInteger),
+                # An expression, so that SQLite does not search the index of the queue, all of it, for one job.
+                segment.queue.concat("") == queue,
+                claimable,
+            )
             .order_by(segment.number)
             .limit(1)
         )
