@@ -21,7 +21,7 @@ pytest.importorskip("triton")
 pytestmark = [pytest.mark.gpu, pytest.mark.torch]
 
 from farm.errors import OutOfMemory  # noqa: E402
-from workers.engines.flashtalk import colour, make_engine, ops  # noqa: E402
+from workers.engines.flashtalk import colour, make_engine, ops, winograd  # noqa: E402
 from workers.engines.flashtalk.linears import FP8, Quantised, round_rows  # noqa: E402
 
 GPU = torch.device("cuda")
@@ -44,21 +44,26 @@ def error(got: Any, want: Any) -> float:
     return float((got.double() - want.double()).norm() / want.double().norm())
 
 
-def defined(name: str, *arguments: Any) -> Any:
-    """The torch definition of an operation, on the same card."""
+def without_kernels(work: Any, *arguments: Any) -> Any:
+    """What the torch definition gives, on the same card."""
     kept, ops.kernels = ops.kernels, None
     try:
-        return getattr(ops, name)(*arguments)
+        return work(*arguments)
     finally:
         ops.kernels = kept
+
+
+def defined(name: str, *arguments: Any) -> Any:
+    return without_kernels(getattr(ops, name), *arguments)
 
 
 @pytest.mark.parametrize("form", ["plain", "fp8", "int8"])
 def test_row_kernels_equal_their_definitions(form: Any) -> None:
     x, y = normal(40, 5120), normal(41, 5120)[:40].contiguous()
     gate, mul, add = (normal(5120 + n, dtype=torch.float32)[:5120].contiguous() for n in range(3))
-    got = ops.residual_norm(x.clone(), y, gate, mul, add, 1e-6, form)
-    want = defined("residual_norm", x.clone(), y, gate, mul, add, 1e-6, form)
+    left_out = normal(5120)
+    got = ops.residual_norm(x.clone(), y, gate, mul, add, 1e-6, form, None, left_out)
+    want = defined("residual_norm", x.clone(), y, gate, mul, add, 1e-6, form, None, left_out)
     assert error(got[0], want[0]) < 1e-3
     assert error(got[1], want[1]) < 1e-2
     if form != "plain":
@@ -84,6 +89,9 @@ def test_attention_kernels_equal_their_definitions() -> None:
     bias[257:288], bias[300], bias[301:] = -1e30, 6.0, -1e30
     exact = defined("cross_attend", rows.float(), keys.float(), values.float(), bias, 288, 1e-6)
     assert error(ops.cross_attend(rows, keys, values, bias, 288, 1e-6), exact) < 5e-3
+    limit = 2 * values.abs().amax().float().view(1)
+    rounded = ops.cross_attend(rows, keys, values, bias, 288, 1e-6, limit)
+    assert error(rounded.values.float() * rounded.scale, exact) < 0.04
     tokens, weight = normal(3, 40, 32, 128), normal(5120, 5121)[:, :5120].contiguous()
     for turned in (False, True):
         want = defined("fold", tokens.float(), weight.float(), turned)
@@ -107,6 +115,29 @@ def test_picture_kernels_equal_their_definitions() -> None:
     taps, three = normal(81, 6 * 7 * 5, dtype=torch.float32), normal(3)
     want = defined("sum_taps", taps, (4, 7, 5), three)
     assert error(ops.sum_taps(taps, (4, 7, 5), three), want) < 1e-5
+
+
+def test_tiled_convolutions_equal_their_definitions() -> None:
+    gamma, bias = normal(97, dtype=torch.float32)[:96].contiguous(), normal(96)
+    y, residual = normal(9, 6, 5, 96), normal(9, 6, 5, 97)[..., :96].contiguous()
+    products = winograd.Products(tuple(normal(3, 6, 5, 96 + n)[..., :96].contiguous().half() for n in range(6)), 9)
+    for source in (y, products):
+        for beside in (residual, None):
+            got, kept = winograd.spread(source, bias, beside, gamma, torch.bfloat16, True)
+            want, wanted = without_kernels(winograd.spread, source, bias, beside, gamma, torch.bfloat16, True)
+            assert error(got, want) < 2e-3
+            assert error(kept, wanted) < 2e-3
+    got, _ = winograd.spread(y, None, None, gamma, torch.bfloat16, False)
+    assert error(got, without_kernels(winograd.spread, y, None, None, gamma, torch.bfloat16, False)[0]) < 2e-3
+    got, want = (torch.zeros(11, 6, 5, 96, device=GPU).bfloat16() for _ in range(2))
+    winograd.norm_into(products, bias, residual, gamma, got)
+    without_kernels(winograd.norm_into, products, bias, residual, gamma, want)
+    assert error(got, want) < 5e-3
+    added = winograd.add_up(products, bias, residual, torch.bfloat16)
+    assert error(added, without_kernels(winograd.add_up, products, bias, residual, torch.bfloat16)) < 2e-3
+
+
+def test_colours_on_the_card_equal_those_on_the_cpu() -> None:
     frames = normal(3, 2, 40, 50, dtype=torch.float32).clamp(-1, 1)
     reference = colour.measure_colour(normal(3, 41, 50, dtype=torch.float32).clamp(-1, 1))
     got = colour.match_colour(frames, reference, 0.8)

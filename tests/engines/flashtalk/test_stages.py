@@ -124,6 +124,17 @@ def test_stacked_planes_give_the_same_frames(vae: Vae) -> None:
     assert torch.allclose(stacked.encode(whole, 1), vae.encode(whole), atol=1e-5)
 
 
+@pytest.mark.parametrize("latents", [1, 3, 4])
+def test_half_of_the_multiplications_give_the_same_frames(vae: Vae, latents: int) -> None:
+    source = RandomSource(inventory.vae_tensors(TINY_VAE), CPU)
+    tiled = Vae(TINY_VAE, source, CPU, torch.float32, upstream_rounding=False, tiled=True)
+    drawn = torch.from_numpy(noise.keyed_normal(1, 0, 0, (16, latents, 3, 2)))
+    whole = vae.decode(drawn)
+    assert torch.allclose(tiled.decode(drawn), whole, atol=3e-5)
+    assert torch.allclose(tiled.decode(drawn, 1), whole, atol=1e-5)
+    assert torch.equal(tiled.encode(whole), vae.encode(whole))
+
+
 def test_sigmas_are_upstreams() -> None:
     assert sampler.sigmas(4) == pytest.approx([1.0, 0.9375, 5 / 6, 0.625, 0.0])
     assert sampler.sigmas(2) == pytest.approx([1.0, 5 / 6, 0.0])

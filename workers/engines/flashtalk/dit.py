@@ -43,6 +43,7 @@ class FilmContext(NamedTuple):
     values: list[torch.Tensor]
     bias: torch.Tensor  # float32 [tokens]
     image_tokens: int
+    limits: list[torch.Tensor | None]  # per block float32 [1], what no result exceeds; None where nobody asks
 
 
 class FoldedSpeech(NamedTuple):
@@ -209,6 +210,7 @@ class Dit:
             bias_text[-1] = math.log(padding)
         bias_seen = torch.zeros(seen.shape[0], device=self.device)
         keys, values = [], []
+        limits: list[torch.Tensor | None] = []
         for n in range(config.num_layers):
             k, v, k_img, v_img = self._context[n] if self._context else self._context_linears(n)
             gain = self._queries_gain[n] * config.head_dim**-0.5
@@ -216,9 +218,13 @@ class Dit:
             k_seen = self._rms(k_img(seen), f"blocks.{n}.cross_attn.norm_k_img.weight") * gain
             shape = (-1, config.num_heads, config.head_dim)
             keys.append(torch.cat([_fill_tile(k_seen), _fill_tile(k_text)]).to(self.dtype).view(shape))
-            values.append(torch.cat([_fill_tile(v_img(seen)), _fill_tile(v(words))]).view(shape))
+            v_seen, v_words = v_img(seen), v(words)
+            values.append(torch.cat([_fill_tile(v_seen), _fill_tile(v_words)]).view(shape))
+            # Two means of values are added up, and both are rounded on the way.
+            limit = 1.02 * (v_seen.abs().amax() + v_words.abs().amax()).float().view(1).clamp(min=1e-6)
+            limits.append(limit if self.form == "fp8" else None)
         bias = torch.cat([_fill_tile(bias_seen, NEVER), _fill_tile(bias_text, NEVER)])
-        return FilmContext(keys, values, bias, bias.shape[0] - _fill_tile(bias_text).shape[0])
+        return FilmContext(keys, values, bias, bias.shape[0] - _fill_tile(bias_text).shape[0], limits)
 
     def _rms(self, x: torch.Tensor, gain: str) -> torch.Tensor:
         x = x.float()
@@ -308,12 +314,14 @@ class Dit:
                 x, frames = x[skipped:], frames - known
             y = block.out(ops.quantise(a, form))
             x, h = ops.residual_norm(x, y, m[2], block.cross_mul, block.cross_add, eps, form)
-            heard = ops.cross_attend(block.cross_q(h), film.keys[n], film.values[n], film.bias, film.image_tokens, eps)
-            y = block.cross_out(ops.quantise(heard, form))
+            seen = ops.cross_attend(
+                block.cross_q(h), film.keys[n], film.values[n], film.bias, film.image_tokens, eps, film.limits[n]
+            )
+            y = block.cross_out(ops.quantise(seen, form))
             listening = form if isinstance(speech[n], RoundedSpeech) else block.speech_q.form
             x, h = ops.residual_norm(x, y, None, block.speech_mul, block.speech_add, eps, listening)
-            y = self._listen(block, h, speech[n], frames)
-            x, h = ops.residual_norm(x, y, None, m[4], m[3], eps, form)
+            y, bias = self._listen(block, h, speech[n], frames)
+            x, h = ops.residual_norm(x, y, None, m[4], m[3], eps, form, bias=bias)
             if form == "plain":
                 y = block.ffn_out(block.ffn_in.gelu(h))
             else:
@@ -327,8 +335,11 @@ class Dit:
 
     def _listen(
         self, block: Block, h: Activation, speech: FoldedSpeech | RoundedSpeech | PlainSpeech, frames: int
-    ) -> torch.Tensor:
-        """Each latent frame's tokens attend to that frame's speech alone; the last `frames` frames are there."""
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Each latent frame's tokens attend to that frame's speech alone; the last `frames` frames are there.
+
+        The output product's bias comes on its own where that product has not added it.
+        """
         heads, size = self.config.num_heads, self.config.head_dim
         if isinstance(speech, RoundedSpeech):
             assert isinstance(h, Quantised)
@@ -343,8 +354,8 @@ class Dit:
             share = speech.shares.expand(p.shape[1], 1).contiguous()
             y = torch.empty(h.values.shape, dtype=self.dtype, device=self.device)
             for values, results, out in zip(p, speech.results[-frames:], y.chunk(frames), strict=True):
-                product_fp8(Quantised(values, share), results, block.speech_out.bias, out)
-            return y
+                product_fp8(Quantised(values, share), results, None, out)
+            return y, block.speech_out.bias
         if isinstance(speech, FoldedSpeech):
             scores, bias, results = (part[-frames:] for part in speech)
             assert isinstance(h, torch.Tensor)
@@ -354,11 +365,11 @@ class Dit:
             else:
                 s = torch.bmm(by_frame.float(), scores.transpose(1, 2).float())
             p = ops.softmax_groups(s, bias, self.config.context_tokens, h.dtype)
-            return torch.baddbmm(block.speech_out.bias, p, results).view(h.shape)
+            return torch.bmm(p, results).view(h.shape), block.speech_out.bias
         q = block.speech_q(h).view(frames, -1, heads, size).transpose(1, 2)
         out = F.scaled_dot_product_attention(q, speech.keys[-frames:], speech.values[-frames:])
         out = out.transpose(1, 2).reshape(-1, heads * size)
-        return block.speech_out(ops.quantise(out, block.speech_out.form))
+        return block.speech_out(ops.quantise(out, block.speech_out.form)), None
 
     def _rope(self, grid: tuple[int, int, int], share: TokenShare) -> tuple[torch.Tensor, torch.Tensor]:
         key = (*grid, share.ranks.size)

@@ -52,7 +52,7 @@ from workers.engines.flashtalk.vae import Vae
 from workers.engines.ranks import ALONE, join_ranks, local_rank
 
 ENGINE_ID = "soulx-flashtalk-14b"
-PIXELS_VERSION = 1  # raised whenever the same film would get other pixels
+PIXELS_VERSION = 2  # raised whenever the same film would get other pixels
 DEFAULT_SIZE = (448, 768)
 DEFAULT_PROMPT = "A person is talking. Only the foreground characters are moving, the background remains static."
 MAX_PIXELS = 1280 * 720
@@ -144,6 +144,7 @@ class FlashTalkEngine:
                 self.dtype,
                 upstream_rounding=rounding,
                 stacked=() if self._lean else None,
+                tiled=self.device.type == "cuda" and not self._lean and settings.decode == "tiled",
             )
             self.vae_part = 1 if self._lean else 0
             self.speech = self._load_speech(tiny)
@@ -186,7 +187,7 @@ class FlashTalkEngine:
         weights = (
             digest(*sorted(map(str, self._checkpoint.shards.values())))[:8] if self._checkpoint else s.architecture
         )
-        parts = (PIXELS_VERSION, s.weights, weights, s.precision, s.residency, s.latent_constants, self.dtype)
+        parts = (PIXELS_VERSION, s.weights, weights, s.precision, s.residency, s.latent_constants, s.decode, self.dtype)
         if not self.ranks.is_alone:  # sums in another order: a film is not continued by another number of ranks
             parts += (f"ranks{self.ranks.size}",)
         return "flashtalk-" + "-".join(str(part).removeprefix("torch.") for part in parts)

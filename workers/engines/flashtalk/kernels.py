@@ -39,10 +39,23 @@ def _store_row(h, other, c, d, base, mask, other_mask, out_ptr, scale_ptr, row, 
 
 
 @triton.jit
-def _add_rows(x_ptr, y_ptr, gate_ptr, base, c, mask, HAS_Y: tl.constexpr, HAS_GATE: tl.constexpr):
+def _add_rows(
+    x_ptr,
+    y_ptr,
+    bias_ptr,
+    gate_ptr,
+    base,
+    c,
+    mask,
+    HAS_Y: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    HAS_GATE: tl.constexpr,
+):
     x = tl.load(x_ptr + base + c, mask, 0.0).to(tl.float32)
     if HAS_Y:
         y = tl.load(y_ptr + base + c, mask, 0.0).to(tl.float32)
+        if HAS_BIAS:
+            y += tl.load(bias_ptr + c, mask, 0.0).to(tl.float32)
         if HAS_GATE:
             y *= tl.load(gate_ptr + c, mask, 0.0)
         rounded = (x + y).to(x_ptr.dtype.element_ty)
@@ -55,6 +68,7 @@ def _add_rows(x_ptr, y_ptr, gate_ptr, base, c, mask, HAS_Y: tl.constexpr, HAS_GA
 def _residual_norm(
     x_ptr,
     y_ptr,
+    bias_ptr,
     gate_ptr,
     mul_ptr,
     add_ptr,
@@ -63,6 +77,7 @@ def _residual_norm(
     width,
     eps,
     HAS_Y: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
     HAS_GATE: tl.constexpr,
     FORM: tl.constexpr,
     TOP: tl.constexpr,
@@ -75,8 +90,8 @@ def _residual_norm(
     d = FIRST + tl.arange(0, SECOND)
     mask = c < width
     other_mask = d < width
-    x = _add_rows(x_ptr, y_ptr, gate_ptr, base, c, mask, HAS_Y, HAS_GATE)
-    z = _add_rows(x_ptr, y_ptr, gate_ptr, base, d, other_mask, HAS_Y, HAS_GATE)
+    x = _add_rows(x_ptr, y_ptr, bias_ptr, gate_ptr, base, c, mask, HAS_Y, HAS_BIAS, HAS_GATE)
+    z = _add_rows(x_ptr, y_ptr, bias_ptr, gate_ptr, base, d, other_mask, HAS_Y, HAS_BIAS, HAS_GATE)
     mean = (tl.sum(x, axis=0) + tl.sum(z, axis=0)) / width
     x = tl.where(mask, x - mean, 0.0)
     z = tl.where(other_mask, z - mean, 0.0)
@@ -105,7 +120,7 @@ def _warps(block: int) -> int:
     return 4 if block <= 4096 else 8
 
 
-def residual_norm(x, y, gate, mul, add, eps, form, dtype=None):
+def residual_norm(x, y, gate, mul, add, eps, form, dtype=None, bias=None):
     """See ops.residual_norm; x is overwritten with the sum."""
     n, width = x.shape
     out, scale = _result(x, form, dtype)
@@ -113,6 +128,7 @@ def residual_norm(x, y, gate, mul, add, eps, form, dtype=None):
     _residual_norm[(n,)](
         x,
         y if y is not None else x,
+        bias if bias is not None else mul,
         gate if gate is not None else mul,
         mul,
         add,
@@ -121,6 +137,7 @@ def residual_norm(x, y, gate, mul, add, eps, form, dtype=None):
         width,
         eps,
         y is not None,
+        bias is not None,
         gate is not None,
         CODES[form],
         LARGEST.get(form, 1.0),
@@ -241,10 +258,14 @@ def _cross_attend(
     v_ptr,
     bias_ptr,
     out_ptr,
+    limit_ptr,
+    scale_ptr,
     n,
     heads,
     image_tokens,
     all_tokens,
+    HAS_LIMIT: tl.constexpr,
+    TOP: tl.constexpr,
     HEAD: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
@@ -282,17 +303,22 @@ def _cross_attend(
             acc = acc * shrink[:, None] + tl.dot(p.to(v_ptr.dtype.element_ty), v)
             top = new_top
         total += acc / weight[:, None]
+    if HAS_LIMIT:
+        limit = tl.load(limit_ptr)
+        total = total * (TOP / limit)
+        if head == 0:
+            tl.store(scale_ptr + rows, tl.zeros((BM,), tl.float32) + limit / TOP, row_mask)
     tl.store(out_ptr + place, total.to(out_ptr.dtype.element_ty), row_mask[:, None])
 
 
-def cross_attend(q, keys, values, bias, image_tokens, eps):
+def cross_attend(q, keys, values, bias, image_tokens, eps, limit=None):
     """See ops.cross_attend."""
     n, width = q.shape
     heads, head = keys.shape[1], keys.shape[2]
     rstd = torch.empty(n, dtype=torch.float32, device=q.device)
     block = triton.next_power_of_2(width)
     _row_rstd[(n,)](q, rstd, width, eps, block, num_warps=_warps(block))
-    out = torch.empty_like(q)
+    out, scale = _result(q, "plain" if limit is None else "fp8", None)
     bm, bn, warps, stages = CROSS
     _cross_attend[(triton.cdiv(n, bm), heads)](
         q,
@@ -301,17 +327,21 @@ def cross_attend(q, keys, values, bias, image_tokens, eps):
         values,
         bias,
         out,
+        limit if limit is not None else rstd,
+        scale,
         n,
         heads,
         image_tokens,
         keys.shape[0],
+        limit is not None,
+        LARGEST["fp8"],
         head,
         bm,
         bn,
         num_warps=warps,
         num_stages=stages,
     )
-    return out
+    return out if limit is None else Quantised(out, scale)
 
 
 @triton.jit

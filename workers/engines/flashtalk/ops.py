@@ -41,15 +41,18 @@ def residual_norm(
     eps: float,
     form: Form,
     dtype: torch.dtype | None = None,
+    bias: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, Activation]:
-    """x + y * gate, and its layer norm times `mul` plus `add` (float32 [D]) in the next layer's form.
+    """x + (y + bias) * gate, and its layer norm times `mul` plus `add` (float32 [D]) in the next layer's form.
 
-    `x` may be overwritten.  `dtype` asks for a plain result of another type than x's.
+    `x` may be overwritten.  `dtype` asks for a plain result of another type than x's.  `bias` [D] is what the product
+    that made `y` left out.
     """
     if fused(x):
-        return kernels.residual_norm(x, y, gate, mul, add, eps, form, dtype)
+        return kernels.residual_norm(x, y, gate, mul, add, eps, form, dtype, bias)
     if y is not None:
-        x = (x.float() + (y.float() if gate is None else y.float() * gate)).to(x.dtype)
+        y = y.float() if bias is None else y.float() + bias.float()
+        x = (x.float() + (y if gate is None else y * gate)).to(x.dtype)
     h = F.layer_norm(x.float(), x.shape[-1:], eps=eps) * mul + add
     return x, h.to(dtype or x.dtype) if form == "plain" else round_rows(h, form)
 
@@ -83,16 +86,22 @@ def gelu_rows(x: torch.Tensor, form: Form) -> Activation:
 
 
 def cross_attend(
-    q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, bias: torch.Tensor, image_tokens: int, eps: float
-) -> torch.Tensor:
+    q: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    bias: torch.Tensor,
+    image_tokens: int,
+    eps: float,
+    limit: torch.Tensor | None = None,
+) -> Activation:
     """Attention to the image's and the text's tokens, two softmaxes whose results are added, [N, D].
 
     q [N, D] is not normalised yet: its gain and the softmax scale are already in `keys` [L, heads, head_dim], image
     tokens first, both counts multiples of 32.  bias float32 [L] is added to the scores; it counts how often a token
-    stands for equal ones.
+    stands for equal ones.  `limit` float32 [1] is a number that no result exceeds; given it, the result is fp8.
     """
     if fused(q):
-        return kernels.cross_attend(q, keys, values, bias, image_tokens, eps)
+        return kernels.cross_attend(q, keys, values, bias, image_tokens, eps, limit)
     n, d = q.shape
     heads = keys.shape[1]
     x = (q.float() * torch.rsqrt(q.float().pow(2).mean(-1, keepdim=True) + eps)).to(q.dtype)
@@ -102,7 +111,11 @@ def cross_attend(
         k, v = keys[None, part].transpose(1, 2), values[None, part].transpose(1, 2)
         mask = bias[part].to(q.dtype).view(1, 1, 1, -1)
         out = out + F.scaled_dot_product_attention(x, k, v, attn_mask=mask, scale=1.0)
-    return out.transpose(1, 2).reshape(n, d)
+    out = out.transpose(1, 2).reshape(n, d)
+    if limit is None:
+        return out
+    scale = (limit / LARGEST["fp8"]).expand(n, 1)
+    return Quantised((out.float() / scale).to(FP8), scale.contiguous())
 
 
 def fold(tokens: torch.Tensor, weight: torch.Tensor, transposed: bool, turned: bool = False) -> torch.Tensor:

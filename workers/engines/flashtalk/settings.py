@@ -16,6 +16,7 @@ LOADED = {
     "precision": ("bf16", "fp8", "int8"),
     "residency": ("full", "lean"),
     "latent_constants": ("exact", "upstream"),
+    "decode": ("tiled", "plain"),
 }
 MODEL = "the FlashTalk model"
 
@@ -32,6 +33,7 @@ class EngineSettings:
     precision: str = "bf16"  # of the blocks' products
     residency: str = "full"  # "lean" keeps a 24 GB card under 20 GB
     latent_constants: str = "exact"  # "upstream" rounds the latent space's constants to bf16
+    decode: str = "tiled"  # on a GPU with half of the multiplications, in half precision; "plain" as upstream
     device: str = ""  # "cuda", "npu" or "cpu"; the first that is there by default
     memory_limit_gb: float = 0.0  # a cap on this process's device memory; 0 for none
 

@@ -3,7 +3,8 @@
 Activations are [frames, rows, columns, channels], which is what cuDNN calls channels_last_3d, so a convolution needs
 no conversion; norm, SiLU, bias and residual between two convolutions are one pass.  Causal convolutions look two frames
 back: the pass before writes its result behind two frames of history, which are zeros at the beginning of a film and the
-last two frames of the part before afterwards.  That makes part sizes a choice of memory, not of pixels.
+last two frames of the part before afterwards.  That makes part sizes a choice of memory, not of pixels.  A decode of a
+whole sequence on a CUDA card takes half the multiplications (see winograd.py) and rounds a little differently.
 
 Several ranks each take some rows.  Before a convolution a rank gets one row from either neighbour, and each frame's
 attention sees everybody's keys, so that the rows together are what one rank computes.
@@ -18,11 +19,12 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from workers.engines.flashtalk import ops
+from workers.engines.flashtalk import ops, winograd
 from workers.engines.flashtalk.geometry import SPACE_STRIDE, VaeConfig
 from workers.engines.flashtalk.inventory import Layer, decoder_layers, encoder_layers, vae_tensors
 from workers.engines.flashtalk.shares import RowShare
 from workers.engines.flashtalk.sources import Source
+from workers.engines.flashtalk.winograd import Products
 from workers.engines.ranks import ALONE, Ranks
 
 # The latent space's constants, as Wan 2.1 publishes them.
@@ -47,19 +49,17 @@ Memory = dict[str, torch.Tensor]  # layer name -> last frames of its input
 class Stream(NamedTuple):
     """Activations [T, H, W, C] as a sum that the next pass makes: y + bias + residual."""
 
-    y: torch.Tensor
+    y: torch.Tensor | Products
     bias: torch.Tensor | None = None
     residual: torch.Tensor | None = None
-
-    def add_up(self) -> torch.Tensor:
-        return self.y if self.bias is None else ops.add_up(self.y, self.bias, self.residual)
 
 
 class Vae:
     """Encoder and decoder.
 
     `upstream_rounding` holds the latent constants in the weights' type, as upstream does.  `stacked` names the channel
-    counts whose convolutions run over stacked planes; by default those for which that is faster on a GPU.
+    counts whose convolutions run over stacked planes; by default those for which that is faster on a GPU.  `tiled`
+    decodes whole sequences by winograd.py; by default on a GPU.
     """
 
     def __init__(
@@ -71,6 +71,7 @@ class Vae:
         *,
         upstream_rounding: bool,
         stacked: Collection[int] | None = None,
+        tiled: bool | None = None,
     ) -> None:
         self.config = config
         self.device = device
@@ -78,8 +79,13 @@ class Vae:
         self._w: dict[str, torch.Tensor] = {}
         self._share = RowShare(1)  # whose rows the running call works on
         self._stacked = set(stacked if stacked is not None else STACKED if device.type == "cuda" else ())
+        self._tiled = tiled if tiled is not None else device.type == "cuda"
+        self._planes: dict[str, tuple[torch.Tensor, ...]] = {}  # weights of tiled convolutions
         for name, shape in vae_tensors(config).items():
-            self._w[name] = self._arrange(name, source.take(name, torch.float32), shape)
+            tensor = source.take(name, torch.float32)
+            if self._tiled and name.startswith("decoder") and ".residual." in name and len(shape) == 5:
+                self._planes[name] = winograd.weigh(tensor, dtype)
+            self._w[name] = self._arrange(name, tensor, shape)
         rounded = dtype if upstream_rounding else torch.float32
         self._mean = torch.tensor(MEAN, device=device, dtype=rounded)
         self._scale = 1.0 / torch.tensor(STD, device=device, dtype=rounded)
@@ -143,7 +149,7 @@ class Vae:
             stream = self._encoder_layer(stream, layer, memory)
         stream = self._middle(stream, "encoder", memory)
         out, _ = self._norm_conv(stream, "encoder.head.0.gamma", "encoder.head.2", memory, keep=False)
-        return self._pointwise(out.add_up(), "conv1")
+        return self._pointwise(self._add_up(out), "conv1")
 
     def _decode_part(self, z: torch.Tensor, memory: Memory | None, dropped: int) -> torch.Tensor:
         stream = self._middle(self._enter(z, "decoder.conv1", memory), "decoder", memory)
@@ -154,7 +160,7 @@ class Vae:
         if memory is None:
             return self._finish(stream, layers[last + 1 :], None, dropped)
         # Frames are single from here on, so a lean decode takes fewer at once where they are largest.
-        pieces = stream.add_up().split(LEAN_FRAMES)
+        pieces = self._add_up(stream).split(LEAN_FRAMES)
         return torch.cat([self._finish(Stream(x), layers[last + 1 :], memory, 0) for x in pieces], dim=1)
 
     def _finish(self, stream: Stream, layers: list[Layer], memory: Memory | None, dropped: int) -> torch.Tensor:
@@ -167,18 +173,18 @@ class Vae:
         name = f"decoder.upsamples.{index}"
         if kind == "res":
             return self._residual(stream, name, memory)
-        return self._grow(stream.add_up(), name, kind == "up3d", memory)
+        return self._grow(self._add_up(stream), name, kind == "up3d", memory)
 
     def _encoder_layer(self, stream: Stream, layer: Layer, memory: Memory | None) -> Stream:
         kind, index, _, _ = layer
         name = f"encoder.downsamples.{index}"
         if kind == "res":
             return self._residual(stream, name, memory)
-        return self._shrink(stream.add_up(), name, kind == "down3d", memory)
+        return self._shrink(self._add_up(stream), name, kind == "down3d", memory)
 
     def _middle(self, stream: Stream, side: str, memory: Memory | None) -> Stream:
         stream = self._residual(stream, f"{side}.middle.0", memory)
-        stream = Stream(self._look_around(stream.add_up(), f"{side}.middle.1"))
+        stream = Stream(self._look_around(self._add_up(stream), f"{side}.middle.1"))
         return self._residual(stream, f"{side}.middle.2", memory)
 
     # -- layers -----------------------------------------------------------------------------------------------------
@@ -192,6 +198,7 @@ class Vae:
 
     def _residual(self, stream: Stream, name: str, memory: Memory | None) -> Stream:
         inner, x = self._norm_conv(stream, f"{name}.residual.0.gamma", f"{name}.residual.2", memory, keep=True)
+        assert isinstance(x, torch.Tensor)
         out, _ = self._norm_conv(inner, f"{name}.residual.3.gamma", f"{name}.residual.6", memory, keep=False)
         if f"{name}.shortcut.weight" in self._w:
             x = self._pointwise(x, f"{name}.shortcut")
@@ -199,13 +206,34 @@ class Vae:
 
     def _norm_conv(
         self, stream: Stream, gamma: str, name: str, memory: Memory | None, *, keep: bool
-    ) -> tuple[Stream, torch.Tensor]:
+    ) -> tuple[Stream, torch.Tensor | Products]:
         """Norm, SiLU and a causal convolution; the stream's sum too where `keep`."""
-        room = self._room(stream.y, name, memory)
         keep = keep and stream.bias is not None
-        kept = ops.residual_rms_silu(stream.y, stream.bias, stream.residual, self._w[gamma], room, keep)
+        if memory is None and f"{name}.weight" in self._planes:
+            tiles, kept = winograd.spread(*stream, self._w[gamma], self.dtype, keep)
+            out = Stream(self._conv_tiles(tiles, name, stream.y.shape[0]), self._w[f"{name}.bias"])
+            return out, stream.y if kept is None else kept
+        assert isinstance(stream.y, torch.Tensor)  # a whole decode leaves products, and goes on from them
+        room = self._room(stream.y, name, memory)
+        kept = ops.residual_rms_silu(*stream, self._w[gamma], room, keep)
         out = Stream(self._conv(room, name, memory), self._w[f"{name}.bias"])
         return out, stream.y if kept is None else kept
+
+    def _conv_tiles(self, tiles: torch.Tensor, name: str, frames: int) -> Products:
+        """The products of a tiled causal convolution without its bias."""
+        reached, pad = self._reach(tiles.flatten(0, 1))
+        x = reached.unflatten(0, tiles.shape[:2]).permute(0, 1, 4, 2, 3)
+        planes = (
+            F.conv2d(plane, weight, padding=pad)
+            for plane, weight in zip(x, self._planes[f"{name}.weight"], strict=True)
+        )
+        return Products(tuple(plane.permute(0, 2, 3, 1).contiguous() for plane in planes), frames)
+
+    def _add_up(self, stream: Stream) -> torch.Tensor:
+        if isinstance(stream.y, Products):
+            assert stream.bias is not None
+            return winograd.add_up(stream.y, stream.bias, stream.residual, self.dtype)
+        return stream.y if stream.bias is None else ops.add_up(stream.y, stream.bias, stream.residual)
 
     def _paint(self, stream: Stream, memory: Memory | None, dropped: int) -> torch.Tensor:
         """The last norm and the convolution to three channels, float32 [3, T - dropped, H, W].
@@ -214,8 +242,15 @@ class Vae:
         """
         name = "decoder.head.2"
         frames, rows, columns, channels = stream.y.shape
-        room = self._room(stream.y, name, memory, stacked=False)
-        ops.residual_rms_silu(stream.y, stream.bias, stream.residual, self._w["decoder.head.0.gamma"], room, False)
+        gamma = self._w["decoder.head.0.gamma"]
+        if isinstance(stream.y, Products):
+            shape = (HISTORY + frames, rows, columns, channels)
+            room = torch.empty(shape, dtype=self.dtype, device=self.device)
+            room[:HISTORY] = 0
+            winograd.norm_into(*stream, gamma, room)
+        else:
+            room = self._room(stream.y, name, memory, stacked=False)
+            ops.residual_rms_silu(*stream, gamma, room, False)
         if memory is not None:
             memory[name] = room[-HISTORY:].clone()
         room = room[dropped:]
