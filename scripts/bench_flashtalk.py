@@ -279,11 +279,12 @@ def bench_groups(arguments: argparse.Namespace, pixels: tuple[int, int]) -> None
     from farm.cards import list_cards
 
     kind = arguments.device or next((kind for kind in ("cuda", "npu") if list_cards(kind)), "cpu")
+    cards = arguments.cards.split(",") if arguments.cards else [str(n) for n in range(max(arguments.world_size))]
     load, job = PRESETS[(arguments.preset or ["quality"])[0]]
     job = {**job, "steps": (arguments.steps or [job["steps"]])[0]}
     found = []
     for size in arguments.world_size:
-        found += bench_ranks(size, kind=kind, pixels=pixels, load=load, job=job, chunks=arguments.chunks)
+        found += bench_ranks(size, kind=kind, cards=cards, pixels=pixels, load=load, job=job, chunks=arguments.chunks)
         show(found[-2:])
     show(found)
     if arguments.json:
@@ -300,6 +301,7 @@ def main() -> None:
     parser.add_argument("--memory-limit-gb", type=float, default=0.0, help="cap of our process's device memory")
     parser.add_argument("--json", type=Path, help="write all figures to this file")
     parser.add_argument("--world-size", type=int, action="append", help="ranks of a group, 1, 2, 4 or 8; several times")
+    parser.add_argument("--cards", default="", help="of --world-size: 2,3 for example; otherwise from the first on")
     parser.add_argument("--device", choices=["cuda", "npu", "cpu"], help="of --world-size; otherwise what is there")
     arguments = parser.parse_args()
     width, height = map(int, arguments.size.lower().split("x"))

@@ -148,9 +148,16 @@ def measure(way: str, hosts: list[Host], films: list[dict[str, Any]], chunks: in
 
 
 def bench_ranks(
-    size: int, *, kind: str, pixels: tuple[int, int], load: dict[str, Any], job: dict[str, Any], chunks: int
+    size: int,
+    *,
+    kind: str,
+    cards: list[str],
+    pixels: tuple[int, int],
+    load: dict[str, Any],
+    job: dict[str, Any],
+    chunks: int,
 ) -> list[Figures]:
-    """A group of `size` ranks, and `size` workers of one card."""
+    """A group of the first `size` of these cards, and as many workers of one card."""
     settings = {"weights": "random", "device": kind, "architecture": "tiny" if kind == "cpu" else "14b", **load}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -168,7 +175,7 @@ def bench_ranks(
                 )
             )
 
-        numbers = tuple(map(str, range(size)))
+        numbers = tuple(cards[:size])
         found = [measure("one group", [host("group", numbers, size)], [film], chunks)]
         if size > 1:
             single = [host(f"single{n}", (n,), 1) for n in numbers]

@@ -17,9 +17,12 @@ from farm.errors import EngineError
 from tests.engines.flashtalk.conftest import Speech
 from workers.engines.contract import FilmRequest
 from workers.engines.flashtalk import make_engine
-from workers.engines.flashtalk.geometry import NEW_FRAMES, Geometry
+from workers.engines.flashtalk.geometry import NEW_FRAMES, TINY_VAE, Geometry
+from workers.engines.flashtalk.inventory import vae_tensors
 from workers.engines.flashtalk.sampler import sigmas
 from workers.engines.flashtalk.shares import SpreadAttention, TokenShare
+from workers.engines.flashtalk.sources import RandomSource
+from workers.engines.flashtalk.vae import Vae
 
 CHUNKS = 3
 
@@ -54,9 +57,13 @@ def stages(engine: Any, film: FilmRequest) -> dict[str, np.ndarray]:
     )
     decoded = engine.vae.decode(latents, 0, 5, engine.ranks)
     lean = engine.vae.decode(latents, 2, 5, engine.ranks)
+    source = RandomSource(vae_tensors(TINY_VAE), engine.device)
+    fast = Vae(TINY_VAE, source, engine.device, engine.dtype, upstream_rounding=False, tiled=True)
+    tiled = fast.decode(latents, 0, 5, engine.ranks)
     encoded = engine.vae.encode(decoded[:, -5:], 0, engine.ranks)
     whole = engine.vae.encode(decoded[:, -5:])
     found = {"velocity": velocity, "decoded": decoded, "decoded in parts": lean, "encoded": encoded, "whole": whole}
+    found["decoded in tiles"] = tiled
     return {name: tensor.numpy() for name, tensor in found.items()}
 
 

@@ -22,7 +22,7 @@ from workers.engines.ranks import Ranks  # noqa: E402
 from workers.host.group import free_port, rank_environment  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[3]
-FLOATS = ("velocity", "decoded", "decoded in parts", "encoded", "carry 0", "carry 1", "carry 2")
+FLOATS = ("velocity", "decoded", "decoded in parts", "decoded in tiles", "encoded", "carry 0", "carry 1", "carry 2")
 TOLERANCE = 1e-5  # relative
 
 

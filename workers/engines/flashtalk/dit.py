@@ -10,7 +10,9 @@ per film, the speech's per chunk.  Two exact rewritings save work:
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -19,7 +21,7 @@ import torch.nn.functional as F
 
 from workers.engines.flashtalk import ops
 from workers.engines.flashtalk.attention import SelfAttention
-from workers.engines.flashtalk.geometry import DitConfig, Geometry
+from workers.engines.flashtalk.geometry import LATENT_FRAMES, DitConfig, Geometry
 from workers.engines.flashtalk.linears import FP8, LARGEST, Activation, Form, Linear, Quantised, product_fp8
 from workers.engines.flashtalk.rope import rope_tables
 from workers.engines.flashtalk.shares import TokenShare
@@ -275,6 +277,13 @@ class Dit:
                 speech.append(FoldedSpeech(scores, bias, results))
         return speech
 
+    @property
+    def speech_bytes(self) -> int:
+        """What one chunk's folded speech takes."""
+        config = self.config
+        rows = LATENT_FRAMES * config.num_heads * config.context_tokens
+        return 2 * config.num_layers * rows * config.dim * (1 if self.form == "fp8" else self.dtype.itemsize)
+
     # -- once per step ----------------------------------------------------------------------------------------------
 
     def velocity(
@@ -377,6 +386,16 @@ class Dit:
             cos, sin = rope_tables(grid, self.config.head_dim, self.device)
             self._tables[key] = (share.cut(cos.unflatten(0, (grid[0], -1))), share.cut(sin.unflatten(0, (grid[0], -1))))
         return self._tables[key]
+
+
+def tensors_of(speech: Speech) -> Iterator[torch.Tensor]:
+    """All tensors that it holds."""
+    for block in speech:
+        for part in block:
+            if isinstance(part, torch.Tensor):
+                yield part
+            else:
+                yield from itertools.chain.from_iterable(part)
 
 
 def _fill_tile(x: torch.Tensor, value: float = 0.0) -> torch.Tensor:

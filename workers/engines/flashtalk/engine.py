@@ -28,7 +28,7 @@ from workers.engines.flashtalk import colour, conditioners, portrait, speech
 from workers.engines.flashtalk.attention import SelfAttention, attention, choose_attention
 from workers.engines.flashtalk.checkpoint import Checkpoint, check_checkpoint
 from workers.engines.flashtalk.conditioners import digest, fingerprint
-from workers.engines.flashtalk.dit import Dit, FilmContext
+from workers.engines.flashtalk.dit import Dit, FilmContext, Speech, tensors_of
 from workers.engines.flashtalk.faults import named_faults, require_finite
 from workers.engines.flashtalk.geometry import (
     CHUNK_SPAN,
@@ -56,6 +56,7 @@ PIXELS_VERSION = 2  # raised whenever the same film would get other pixels
 DEFAULT_SIZE = (448, 768)
 DEFAULT_PROMPT = "A person is talking. Only the foreground characters are moving, the background remains static."
 MAX_PIXELS = 1280 * 720
+BYTES_PER_PIXEL = 90_000  # what a chunk's blocks and decode take at most beside weights and speech
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,7 @@ class FlashTalkEngine:
         self._films: dict[str, Film] = {}
         self._ahead: tuple[str, Rendered] | None = None
         self._loaded = False
+        self._free_bytes = 0  # on the device, beside what is loaded
         self._lean = settings.residency == "lean"
         self.renders_ahead = not self._lean
 
@@ -109,8 +111,8 @@ class FlashTalkEngine:
         self.device = _device(settings)
         self.dtype = torch.float32 if self.device.type == "cpu" else torch.bfloat16
         if self.device.type == "cuda" and settings.memory_limit_gb:
-            share = settings.memory_limit_gb * 1e9 / torch.cuda.get_device_properties(self.device).total_memory
-            torch.cuda.set_per_process_memory_fraction(min(1.0, share), self.device)
+            share = self._memory_limit() / torch.cuda.get_device_properties(self.device).total_memory
+            torch.cuda.set_per_process_memory_fraction(share, self.device)
         tiny = settings.architecture == "tiny"
         dit_config, vae_config = (TINY_DIT, TINY_VAE) if tiny else (DitConfig(), VaeConfig())
         weights: Source
@@ -157,10 +159,19 @@ class FlashTalkEngine:
             if self.device.type != "cpu":
                 self._warm_up()
         memory = torch.cuda.memory_allocated(self.device) if self.device.type == "cuda" else _own_memory()
+        self._free_bytes = self._memory_limit() - memory
         notes += (f"weights {streamed:.1f} s", f"warm-up {time.monotonic() - warm:.1f} s")
         if not self.ranks.is_alone:
             notes += (f"one of {self.ranks.size} ranks, memory of each",)
         return LoadReport(time.monotonic() - started, memory, notes)
+
+    def _memory_limit(self) -> int:
+        """Bytes of the device that this process may use."""
+        if self.device.type != "cuda":
+            return 0
+        total = torch.cuda.get_device_properties(self.device).total_memory
+        limit = self._settings.memory_limit_gb
+        return min(total, int(limit * 1e9)) if limit else total
 
     def describe(self) -> Description:
         """Known after `load`."""
@@ -224,10 +235,10 @@ class FlashTalkEngine:
         film = self._make_film("warm-up", geometry, JobSettings(steps=2), text, seen, grey, self._encode_picture(grey))
         taps = speech.gather_taps(self.speech(np.zeros(speech.WINDOW_SAMPLES, np.float32)))
         motion = film.condition[4:, :1]
+        noise = KeyedNoise(0, self.device)
         for _ in range(2):  # the second with two motion latents, as every chunk but a film's first
-            motion = self._denoise_and_decode(film, 0, taps, motion, KeyedNoise(0, self.device), self.exact_attention)[
-                2
-            ]
+            heard = [self.dit.hear(taps)]
+            motion = self._denoise_and_decode(film, 0, heard, motion, noise, self.exact_attention)[2]
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
@@ -388,49 +399,64 @@ class FlashTalkEngine:
     ) -> Rendered:
         """Start one chunk; on a device this returns while it renders."""
         said, _ = self.ranks.tell(lambda: ({"window": _window_digest(request, chunk)}, {}))
-        heard = said["window"]
-        if self.ranks.is_first:
-            taps = self._hear(speech.read_window(request.audio, chunk)).contiguous()
-        else:
-            config = self.dit.config
-            shape = (CHUNK_SPAN, config.audio_window, config.audio_layers, config.audio_dim)
-            taps = torch.empty(shape, device=self.device)
-        taps = self.ranks.spread(taps)
-        frames, finite, following = self._denoise_and_decode(film, chunk, taps, motion, noise, attention_name)
+        window = said["window"]
+        heard = [self._hear(request, chunk)]
+        frames, finite, following = self._denoise_and_decode(film, chunk, heard, motion, noise, attention_name)
         if not self.ranks.is_first:
             frames = frames[:, :0, :0]  # rank 0's are the ones that are written
         if self.device.type != "cuda":
-            return Rendered(chunk, frames.cpu(), finite.cpu(), following, noise.state(), heard, None)
+            return Rendered(chunk, frames.cpu(), finite.cpu(), following, noise.state(), window, None)
         held = torch.empty(frames.shape, dtype=torch.uint8, pin_memory=True)
         flag = torch.empty((), dtype=torch.bool, pin_memory=True)
         held.copy_(frames, non_blocking=True)
         flag.copy_(finite, non_blocking=True)
         done = torch.cuda.Event()
         done.record()
-        return Rendered(chunk, held, flag, following, noise.state(), heard, done)
+        return Rendered(chunk, held, flag, following, noise.state(), window, done)
 
-    def _hear(self, window: np.ndarray) -> torch.Tensor:
-        """A chunk's speech, on a stream of its own: many small launches that fit beside the chunk before."""
+    def _hear(self, request: FilmRequest, chunk: int) -> Speech:
+        """What the blocks hear in a chunk, on a stream of its own: small launches that fit beside the chunk before."""
         if self.device.type != "cuda":
-            return speech.gather_taps(self.speech(window))
+            return self.dit.hear(self.ranks.spread(self._taps(request, chunk)))
         main = torch.cuda.current_stream(self.device)
+        ahead = self._has_room_to_hear_ahead(request.width * request.height)
         with torch.cuda.stream(self._aside):
-            taps = speech.gather_taps(self.speech(window))
+            taps = self._taps(request, chunk)
+            if ahead:
+                heard = self.dit.hear(taps)
+                for tensor in tensors_of(heard):
+                    tensor.record_stream(main)
             taps.record_stream(main)
         main.wait_stream(self._aside)
-        return taps
+        return heard if ahead else self.dit.hear(self.ranks.spread(taps))
+
+    def _taps(self, request: FilmRequest, chunk: int) -> torch.Tensor:
+        """A chunk's speech features; on all ranks but the first only the room for them."""
+        if self.ranks.is_first:
+            return speech.gather_taps(self.speech(speech.read_window(request.audio, chunk))).contiguous()
+        config = self.dit.config
+        return torch.empty((CHUNK_SPAN, config.audio_window, config.audio_layers, config.audio_dim), device=self.device)
+
+    def _has_room_to_hear_ahead(self, pixels: int) -> bool:
+        """Whether two chunks' folded speech fit beside what else a film of that size needs; one card only."""
+        if self._lean or not self.ranks.is_alone:
+            return False
+        return self._free_bytes > 2 * self.dit.speech_bytes + BYTES_PER_PIXEL * pixels
 
     def _denoise_and_decode(
         self,
         film: Film,
         chunk: int,
-        taps: torch.Tensor,
+        heard: list[Speech],
         motion: torch.Tensor,
         noise: Noise,
         attention_name: str,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """uint8 frames [28, H, W, 3], whether all pixels are numbers, and the next motion latents."""
-        latents = self._denoise(film, chunk, taps, motion, noise, attention_name)
+        """uint8 frames [28, H, W, 3], whether all pixels are numbers, and the next motion latents.
+
+        `heard` holds the chunk's speech and is emptied, because the decoder needs the room.
+        """
+        latents = self._denoise(film, chunk, heard.pop(), motion, noise, attention_name)
         if self._lean and self.device.type == "cuda":
             # What the blocks worked in is of no use to the decoder as it is cut, and there is no room for both.
             torch.cuda.empty_cache()
@@ -444,17 +470,16 @@ class FlashTalkEngine:
         self,
         film: Film,
         chunk: int,
-        taps: torch.Tensor,
+        heard: Speech,
         motion: torch.Tensor,
         noise: Noise,
         attention_name: str,
     ) -> torch.Tensor:
-        """The chunk's latents; what the blocks heard is freed before the decoder needs room."""
+        """The chunk's latents."""
         share = TokenShare(film.geometry, self.ranks)
         attend: SelfAttention = (
             attention(attention_name) if self.ranks.is_alone else SpreadAttention(attention_name, share)
         )
-        heard = self.dit.hear(taps)
         levels = sigmas(film.job.steps)
         known = motion.shape[1]
 

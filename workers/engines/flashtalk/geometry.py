@@ -15,6 +15,7 @@ NEW_FRAMES = CHUNK_SPAN - MOTION_FRAMES
 TIME_STRIDE = 4
 SPACE_STRIDE = 8
 PATCH = 2
+LATENT_FRAMES = (CHUNK_SPAN - 1) // TIME_STRIDE + 1
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ class Geometry:
 
     @property
     def latent_frames(self) -> int:
-        return (CHUNK_SPAN - 1) // TIME_STRIDE + 1
+        return LATENT_FRAMES
 
     @property
     def latent_shape(self) -> tuple[int, int, int, int]:
