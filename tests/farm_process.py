@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 
 ROOT = Path(__file__).resolve().parents[1]
-START_SECONDS = 60.0
+START_SECONDS = 120.0
 
 SERVE = """
 import click
@@ -121,7 +121,7 @@ def address_in(log: Path, child: subprocess.Popen[bytes]) -> str:
         if found:
             url = str(found[-1])
             with contextlib.suppress(httpx.TransportError):
-                if httpx.get(f"{url}/healthz").status_code == 200:
+                if httpx.get(f"{url}/healthz", timeout=START_SECONDS).status_code == 200:
                     return url
         time.sleep(0.05)
     raise RuntimeError(f"the server did not start: {log.read_text(errors='replace')[-2000:]}")

@@ -225,6 +225,7 @@ class StopWatcher:
             if word is None:
                 continue
             self.word = word
+            log.info("the host is asked to end at its next chunk: %s", word)
             self._host.stop_render()
             if not self._done.wait(self._stop_seconds):
                 log.warning("the host did not stop within %.0f s; it is killed", self._stop_seconds)

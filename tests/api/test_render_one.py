@@ -71,7 +71,7 @@ def test_a_killed_render_goes_on_where_it_was_and_no_process_stays(tmp_path: Pat
     others = psutil.Process(first.pid).children(recursive=True)
     os.kill(first.pid, signal.SIGKILL)
     first.communicate()
-    _, alive = psutil.wait_procs(others, timeout=20)
+    _, alive = psutil.wait_procs(others, timeout=120)
     assert not alive
 
     second = subprocess.run(argv, capture_output=True, text=True, check=True)

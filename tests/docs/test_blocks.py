@@ -47,7 +47,7 @@ NOT_RUN = 29
 # Kinds of blocks that are no command and no file: what a program printed, a drawing, another server's language.
 SHOWN = ("text", "mermaid", "sql")
 ENDLESS = {"farm serve": 8000, "farm flower": 5555}  # by the port that it answers on
-PATIENCE_SECONDS = 60.0
+PATIENCE_SECONDS = 120.0
 LENT = ("rsync",)  # programs that this machine may lack; their lines are left out then
 
 
@@ -73,7 +73,7 @@ class Desk:
         trap = "trap 'echo \"failed: $BASH_COMMAND\" >&2' ERR"
         wrapped = f"set -eEa -o pipefail\n{trap}\n{script}\nenv -0 > {kept}\n"
         done = subprocess.run(
-            ["bash", "-c", wrapped], cwd=self.here, env=self.env, capture_output=True, text=True, timeout=60
+            ["bash", "-c", wrapped], cwd=self.here, env=self.env, capture_output=True, text=True, timeout=240
         )
         assert done.returncode == 0, f"{where} ended with {done.returncode}\n{done.stdout}\n{done.stderr}"
         self.env = dict(line.split("=", 1) for line in kept.read_text().split("\0") if "=" in line)
@@ -96,7 +96,7 @@ class Desk:
         for child in self.beside:
             child.send_signal(signal.SIGTERM)
         for child in self.beside:
-            child.wait(30)
+            child.wait(PATIENCE_SECONDS)
         self.beside.clear()
 
 

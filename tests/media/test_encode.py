@@ -38,7 +38,7 @@ def test_a_renderer_in_another_process_writes_into_the_encoder(tmp_path: Path):
         code = f"import os\nfor n in range(30): os.write({encoder.write_fd}, bytes([n * 8]) * {64 * 96})"
         with subprocess.Popen([sys.executable, "-c", code], pass_fds=[encoder.write_fd]) as renderer:
             encoder.close_write_end()
-            segment = encoder.finish(60)
+            segment = encoder.finish(120)
         assert renderer.returncode == 0
     assert segment.frames == 30 == encoder.frames_encoded
     assert segment.path == tmp_path / "s.tmp"
@@ -75,7 +75,7 @@ def bt709(red: int, green: int, blue: int) -> tuple[float, float, float]:
 def encode_one_colour(profile: EncoderProfile, pixel_format: str, frame: bytes, target: Path) -> av.VideoFrame:
     with SegmentEncoder(profile, pixel_format, target) as encoder:  # type: ignore[arg-type]
         write_all(encoder.write_fd, frame * 3)
-        encoder.finish(60)
+        encoder.finish(120)
     with av.open(target) as media:
         return next(media.decode(video=0))
 
@@ -147,7 +147,7 @@ def test_abort_kills_and_deletes_and_may_be_repeated(tmp_path: Path):
 def test_an_encoder_without_frames_is_an_error(tmp_path: Path):
     encoder = SegmentEncoder(quick_profile(), "yuv420p", tmp_path / "s.tmp")
     with pytest.raises(MediaError):
-        encoder.finish(20)
+        encoder.finish(120)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -155,7 +155,7 @@ def test_half_a_frame_is_not_a_frame(tmp_path: Path):
     with SegmentEncoder(quick_profile(), "yuv420p", tmp_path / "s.tmp") as encoder:
         write_all(encoder.write_fd, moving_frames(0, 4)[: -64 * 48])
         try:
-            assert encoder.finish(20).frames == 3
+            assert encoder.finish(120).frames == 3
         except MediaError as error:  # newer ffmpeg calls it an error, which is as good
             assert "frame" in error.stderr or "packet" in error.stderr.lower() or error.code
 
@@ -165,7 +165,7 @@ def test_encoders_leave_no_descriptors(make_segment: MakeSegment):
     before = sorted(os.listdir("/proc/self/fd"))  # noqa: PTH208 - the listing itself holds one
     make_segment(2)
     make_segment(2)
-    assert len(os.listdir("/proc/self/fd")) == len(before)  # noqa: PTH208
+    assert len(os.listdir("/proc/self/fd")) <= len(before)  # noqa: PTH208
 
 
 def test_x264_is_tried_and_found():

@@ -114,7 +114,9 @@ def test_an_open_server_answers_this_machine_only_by_its_own_names(tmp_path: Pat
 
 def test_too_many_requests_are_told_to_slow_down(tmp_path: Path) -> None:
     with served(tmp_path / "home", env={"FARM_SERVER__REQUESTS_PER_SECOND": "0.5"}) as farm, farm.client() as client:
-        answers = [client.get("/v1/me") for _ in range(8)]
+        answers = [client.get("/v1/me") for _ in range(5)]
+        while answers[-1].status_code == 200 and len(answers) < 100:  # a slow machine earns some more meanwhile
+            answers.append(client.get("/v1/me"))
     assert [a.status_code for a in answers[:5]] == [200] * 5
     assert answers[-1].status_code == 429
     assert answers[-1].headers["retry-after"] == "1"

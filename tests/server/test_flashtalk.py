@@ -27,7 +27,7 @@ from tests.server.conftest import PORTRAIT, generate_body, send_files, wait_ende
 
 SIZE = 256
 PATH = f"/v1/avatar/flashtalk?size={SIZE}x{SIZE}"
-PATIENCE = 60.0
+PATIENCE = 120.0
 LIMITS = {"FARM_LIVE__SESSIONS": "1", "FARM_LIVE__MESSAGE_MB": "2"}
 
 
@@ -76,7 +76,7 @@ def read_pictures(message: bytes) -> list[bytes]:
 def talking(farm: FarmProcess, path: str = PATH, key: str | None = None) -> Iterator[Talk]:
     """A connection whose key is the address's password, as clients without headers give it."""
     address = farm.url.replace("http://", f"ws://client:{farm.key if key is None else key}@")
-    with connect(f"{address}{path}", max_size=50 << 20, open_timeout=30) as socket:
+    with connect(f"{address}{path}", max_size=50 << 20, open_timeout=PATIENCE) as socket:
         yield Talk(socket)
 
 
@@ -251,7 +251,7 @@ def test_a_batch_yields_to_a_session_and_goes_on_after_it(farm: FarmProcess, tmp
             answers = [talk.speak(bytes(size)) for _ in range(5)]
             assert all(isinstance(answer, list) for answer in answers), answers
             assert done() == before
-            assert preview_worker(farm)["reason"] == "serves a live session"
+            wait_until(lambda: preview_worker(farm)["reason"] == "serves a live session", "the worker to say so")
         record = wait_ended(client, job)
         assert record["state"] == "succeeded"
         assert record["result"]["outputs"][0]["num_frames"] == 400  # type: ignore[index]

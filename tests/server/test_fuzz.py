@@ -44,7 +44,7 @@ def attack(operation: Any, farm: FarmProcess) -> int:
         tried += 1
         if operation.path == "/v1/generate" and isinstance(case.body, dict):
             case.body = case.body | {"async_run": True}  # nobody would render it
-        response = case.call(headers={"x-api-key": farm.key}, timeout=30)
+        response = case.call(headers={"x-api-key": farm.key}, timeout=120)
         case.validate_response(response, checks=CHECKS)
 
     send()

@@ -5,10 +5,13 @@ so a segment that starts from a wrong carry, hears the wrong sound or skips a ch
 
 Settings at load: `pace` (seconds that a chunk takes), `load_seconds`.  Words in a job's prompt are faults:
 `hang:N` and `die:N` at frame N, each attempt; `input:N` raises InputError there, `engine:N` EngineError.
+
+The variable PATTERN_HOLD names a file: while it is there, no chunk is made from the frame on that stands in it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import signal
@@ -87,6 +90,7 @@ class PatternSession:
         count = min(CHUNK_FRAMES, film.total_frames - self.frame)
         per_frame = DRIVING_RATE // FPS
         sound = film.audio.read(self.frame * per_frame, (self.frame + count) * per_frame)
+        self._wait_while_held()
         self._fault()
         self.state = hashlib.sha256(self.state + sound.tobytes()).digest()
         dice = np.random.default_rng(np.frombuffer(self.state, np.uint64))
@@ -99,6 +103,12 @@ class PatternSession:
 
     def carry(self) -> bytes:
         return self.state
+
+    def _wait_while_held(self) -> None:
+        hold = Path(os.environ.get("PATTERN_HOLD", "/dev/null/none"))
+        with contextlib.suppress(OSError, ValueError):
+            while self.frame >= int(hold.read_text()):
+                time.sleep(0.02)
 
     def _fault(self) -> None:
         for word in self.film.prompt.split():

@@ -24,7 +24,14 @@ import psutil
 from farm.ledger import Ledger, open_ledger, read
 from farm.ledger.migrate import ensure_current
 from farm.states import WorkerState
-from tests.conftest import package_folder, private_folder, reap_with_us, redis_program, unprivileged_user
+from tests.conftest import (
+    START_SECONDS,
+    package_folder,
+    private_folder,
+    reap_with_us,
+    redis_program,
+    unprivileged_user,
+)
 from tests.system import pattern_engine
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -72,7 +79,7 @@ class RedisServer:
         argv += [word for key, value in options.items() for word in (f"--{key}", str(value))]
         with (self.folder / "redis.log").open("ab") as output:
             self._process = subprocess.Popen(argv, stdout=output, stderr=output)
-        wait_for(self.answers, 20, "the private Redis")
+        wait_for(self.answers, START_SECONDS, "the private Redis")
 
     def client(self) -> Any:
         import redis
@@ -260,7 +267,7 @@ class Stage:
             raise AssertionError(f"farm {' '.join(map(str, words))} ended with {done.returncode}: {done.stderr}")
         return done
 
-    def wait_idle(self, names: Sequence[str], seconds: float = 60) -> None:
+    def wait_idle(self, names: Sequence[str], seconds: float = 120) -> None:
         """Until these workers, as they were started last, are warm."""
         with contextlib.closing(self.open()) as ledger:
 

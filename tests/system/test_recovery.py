@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from farm.artifacts import JobFolder
 from farm.batch import rows_from
 from farm.config import load_settings
 from farm.ledger import Ledger, control, read
@@ -23,12 +24,14 @@ from farm.roster import load_roster
 from farm.states import FINISHED, JobState, SegmentKind, SegmentState, WorkerState
 from farm.submission import submit
 from farm.trial import render_everywhere
-from tests.conftest import do_without, redis_program
+from tests.conftest import do_without, private_folder, redis_program
 from tests.system import material
 from tests.system.stage import Stage, stage, wait_for
 
 RENDERERS = ("r0", "r1")
 PACE = 0.12  # seconds for a chunk of 5 frames
+PATIENCE = 120.0
+HELD_FRAME = 50  # in the middle of the second segment
 
 
 @dataclass
@@ -62,15 +65,49 @@ class Theatre:
         return None
 
     def wait_rendering(self, job_id: int, *, at_least: int = 0) -> Segment:
-        wait_for(lambda: self.rendering(job_id, at_least=at_least) is not None, 60, f"job {job_id} is rendered")
-        found = self.rendering(job_id, at_least=at_least)
-        return found if found is not None else self.wait_rendering(job_id, at_least=at_least)
+        found: list[Segment] = []
+
+        def is_rendered() -> bool:
+            segment = self.rendering(job_id, at_least=at_least)
+            found[:] = [segment] if segment is not None else []
+            return bool(found)
+
+        wait_for(is_rendered, PATIENCE, f"job {job_id} is rendered")
+        return found[0]
+
+    @contextlib.contextmanager
+    def held(self, job_id: int) -> Iterator[Segment]:
+        """The job's second segment, which stands still half-way until the end of this."""
+        try:
+            yield self.wait_rendering(job_id, at_least=1)
+        finally:
+            self.let_go()
+
+    def hold(self) -> None:
+        """Let every film stand still at HELD_FRAME."""
+        staged = self.hold_file.with_name("hold.new")
+        staged.write_text(str(HELD_FRAME))
+        staged.replace(self.hold_file)
+
+    def let_go(self) -> None:
+        self.hold_file.unlink(missing_ok=True)
+
+    @property
+    def hold_file(self) -> Path:
+        return Path(self.farm.environment["PATTERN_HOLD"])
+
+    def wait_asked_to_end(self, name: str, before: int) -> None:
+        """Until this worker has told its host to end at the next chunk once more than `before`."""
+        wait_for(lambda: self.times_asked_to_end(name) > before, PATIENCE, "the host is asked to end")
+
+    def times_asked_to_end(self, name: str) -> int:
+        return self.farm.log_of(name).count("the host is asked to end at its next chunk")
 
     def wait_ended(self, *job_ids: int) -> list[JobState]:
         def ended() -> bool:
             return all(read.job(self.ledger, job_id).state in FINISHED for job_id in job_ids)
 
-        wait_for(ended, 120, f"jobs {job_ids} end")
+        wait_for(ended, 2 * PATIENCE, f"jobs {job_ids} end")
         return [read.job(self.ledger, job_id).state for job_id in job_ids]
 
     def worker(self, name: str) -> Worker:
@@ -93,7 +130,13 @@ def theatre() -> Iterator[Theatre]:
         do_without("no private Redis for a farm to recover")
     with (
         # Beats tell the frames, so that a test finds a segment while most of it is still to come.
-        stage(FARM_SEGMENTS__SECONDS="2", FARM_SEGMENTS__FIRST_SECONDS="1", FARM_LEASE__BEAT_SECONDS="0.3") as farm,
+        private_folder("farm-hold-") as folder,
+        stage(
+            FARM_SEGMENTS__SECONDS="2",
+            FARM_SEGMENTS__FIRST_SECONDS="1",
+            FARM_LEASE__BEAT_SECONDS="0.3",
+            PATTERN_HOLD=str(folder / "hold"),
+        ) as farm,
         pytest.MonkeyPatch.context() as env,
     ):
         settings = {"pace": PACE}
@@ -123,15 +166,20 @@ def undisturbed(theatre: Theatre) -> list[str]:
 def test_a_zombie_is_fenced_its_host_is_dead_before_and_the_film_is_the_same(
     theatre: Theatre, undisturbed: list[str]
 ) -> None:
+    theatre.hold()
     job_id = theatre.submit("zombie", 6.0)
-    segment = theatre.wait_rendering(job_id, at_least=1)
-    name = theatre.holder(segment)
-    host = theatre.worker(name).host_pid
-    process = theatre.farm.workers[name]
-    process.send_signal(signal.SIGSTOP)
+    with theatre.held(job_id) as segment:
+        name = theatre.holder(segment)
+        host = theatre.worker(name).host_pid
+        process = theatre.farm.workers[name]
+        process.send_signal(signal.SIGSTOP)
     try:
         wait_for(
-            lambda: read.segments(theatre.ledger, job_id)[2].attempt > segment.attempt, 60, "another worker takes it"
+            lambda: any(
+                s.id == segment.id and s.attempt > segment.attempt for s in read.segments(theatre.ledger, job_id)
+            ),
+            PATIENCE,
+            "another worker takes it",
         )
         assert host is not None and not is_running(host)
         assert theatre.wait_ended(job_id) == [JobState.SUCCEEDED]
@@ -152,14 +200,15 @@ def is_running(pid: int) -> bool:
 def test_a_dead_workers_segment_is_rendered_elsewhere_and_none_of_its_processes_stays(
     theatre: Theatre, undisturbed: list[str]
 ) -> None:
+    theatre.hold()
     job_id = theatre.submit("dead", 6.0)
-    segment = theatre.wait_rendering(job_id, at_least=1)
-    name = theatre.holder(segment)
-    family = [p.pid for p in psutil.Process(theatre.farm.workers[name].pid).children(recursive=True)]
-    theatre.farm.workers[name].kill()
-    theatre.farm.workers[name].wait()
+    with theatre.held(job_id) as segment:
+        name = theatre.holder(segment)
+        family = [p.pid for p in psutil.Process(theatre.farm.workers[name].pid).children(recursive=True)]
+        theatre.farm.workers[name].kill()
+        theatre.farm.workers[name].wait()
     assert theatre.wait_ended(job_id) == [JobState.SUCCEEDED]
-    wait_for(lambda: not any(is_running(pid) for pid in family), 20, "its host and encoder end")
+    wait_for(lambda: not any(is_running(pid) for pid in family), PATIENCE, "its host and encoder end")
     assert theatre.film(job_id) == undisturbed
     assert theatre.happened(job_id, "expire") == 1
     theatre.farm.start_worker(name)
@@ -167,11 +216,12 @@ def test_a_dead_workers_segment_is_rendered_elsewhere_and_none_of_its_processes_
 
 
 def test_a_worker_that_comes_back_takes_its_lease_back_without_waiting_for_its_end(theatre: Theatre) -> None:
+    theatre.hold()
     job_id = theatre.submit("back", 5.0)
-    segment = theatre.wait_rendering(job_id, at_least=1)
-    name = theatre.holder(segment)
-    theatre.farm.workers[name].kill()
-    theatre.farm.workers[name].wait()
+    with theatre.held(job_id) as segment:
+        name = theatre.holder(segment)
+        theatre.farm.workers[name].kill()
+        theatre.farm.workers[name].wait()
     theatre.farm.start_worker(name)
     assert theatre.wait_ended(job_id) == [JobState.SUCCEEDED]
     theatre.farm.wait_idle([name])
@@ -201,8 +251,9 @@ def test_a_segment_that_kills_its_host_is_given_up_with_the_reason_and_its_neigh
 
 def test_a_host_that_hangs_is_killed_and_told(theatre: Theatre) -> None:
     job_id = theatre.submit("hang", 5.0, prompt="hang:30")
-    wait_for(lambda: theatre.happened(job_id, "retry") > 0, 60, "the stuck host is noticed")
+    wait_for(lambda: theatre.happened(job_id, "retry") > 0, PATIENCE, "the stuck host is noticed")
     control.cancel(theatre.ledger, job_id)
+    wait_for(lambda: not read.running(theatre.ledger, [job_id]), PATIENCE, "nobody tries it again")
     failed = next(a for a in read.attempts(theatre.ledger, job_id) if a.outcome == "retry")
     assert failed.reason is not None and "showed no progress for 8 s while rendering; it was killed" in failed.reason
 
@@ -213,10 +264,11 @@ def test_a_cancelled_render_stops_at_a_chunk_and_leaves_its_host_warm(theatre: T
     name = theatre.holder(segment)
     host = theatre.worker(name).host_pid
     theatre.farm.farm("jobs", "cancel", job_id)
-    wait_for(lambda: theatre.worker(name).state is WorkerState.IDLE, 10, "the worker is free")
+    wait_for(lambda: theatre.worker(name).state is WorkerState.IDLE, PATIENCE, "the worker is free")
     assert theatre.worker(name).host_pid == host
     assert read.job(theatre.ledger, job_id).state is JobState.CANCELLED
-    assert not list(theatre.farm.home.rglob("*.part*"))
+    folder = JobFolder(load_settings().artifacts_dir, job_id).path
+    assert folder.is_dir() and not list(folder.rglob("*.part*"))
 
 
 def test_a_paused_batch_gives_its_segment_back_and_goes_on_after_resume(
@@ -226,7 +278,7 @@ def test_a_paused_batch_gives_its_segment_back_and_goes_on_after_resume(
     theatre.wait_rendering(job_id, at_least=1)
     batch_id = read.job(theatre.ledger, job_id).batch_id
     theatre.farm.farm("batches", "pause", batch_id)
-    wait_for(lambda: not read.running(theatre.ledger, [job_id]), 10, "the segment is given back")
+    wait_for(lambda: not read.running(theatre.ledger, [job_id]), PATIENCE, "the segment is given back")
     time.sleep(1.0)  # long enough for a worker to take it by mistake
     assert not read.running(theatre.ledger, [job_id])
     theatre.farm.farm("batches", "resume", batch_id)
@@ -236,11 +288,15 @@ def test_a_paused_batch_gives_its_segment_back_and_goes_on_after_resume(
 
 
 def test_a_paused_worker_gives_back_at_its_next_chunk_and_the_other_goes_on(theatre: Theatre) -> None:
-    job_id = theatre.submit("drained", 12.0)
-    name = theatre.holder(theatre.wait_rendering(job_id, at_least=1))
-    control.drain_worker(theatre.ledger, f"{name}@stage", now=True)  # what `farm workers pause` does
+    theatre.hold()
+    job_id = theatre.submit("drained", 6.0)
+    with theatre.held(job_id) as segment:
+        name = theatre.holder(segment)
+        before = theatre.times_asked_to_end(name)
+        control.drain_worker(theatre.ledger, f"{name}@stage", now=True)  # what `farm workers pause` does
+        theatre.wait_asked_to_end(name, before)
     try:
-        wait_for(lambda: theatre.worker(name).state is WorkerState.DRAINING, 10, "the worker drains")
+        wait_for(lambda: theatre.worker(name).state is WorkerState.DRAINING, PATIENCE, "the worker drains")
         assert theatre.wait_ended(job_id) == [JobState.SUCCEEDED]
         events = read.events(theatre.ledger, limit=100_000)
         drained = max(e.id for e in events if e.event == "drain")
@@ -258,8 +314,8 @@ def test_work_that_no_worker_can_take_is_said_with_the_reason(theatre: Theatre) 
         segments = read.segments(theatre.ledger, job_id)
         return len(segments) > 1 and segments[1].state is SegmentState.QUEUED
 
-    wait_for(waits, 30, "the segment waits")
-    wait_for(lambda: theatre.worker("full").reason is not None, 30, "the worker says why")
+    wait_for(waits, PATIENCE, "the segment waits")
+    wait_for(lambda: theatre.worker("full").reason is not None, PATIENCE, "the worker says why")
     said = theatre.farm.farm("status").stdout
     assert "1 waiting: no worker can take work of queue pattern-apart: full@stage takes nothing: only" in said
     assert "less than room.min_free_disk_gb" in said
@@ -270,17 +326,20 @@ def test_work_that_no_worker_can_take_is_said_with_the_reason(theatre: Theatre) 
 def test_a_second_process_of_one_name_ends_the_first(theatre: Theatre) -> None:
     first = theatre.farm.workers["r1"]
     theatre.farm.start_worker("r1")
-    wait_for(lambda: first.poll() is not None, 30, "the first process ends")
+    wait_for(lambda: first.poll() is not None, PATIENCE, "the first process ends")
     theatre.farm.wait_idle(["r1"])
     assert theatre.worker("r1").pid == theatre.farm.workers["r1"].pid != first.pid
 
 
 def test_sigterm_gives_the_segment_back_and_says_goodbye(theatre: Theatre, undisturbed: list[str]) -> None:
+    theatre.hold()
     job_id = theatre.submit("sigterm", 6.0)
-    segment = theatre.wait_rendering(job_id, at_least=1)
-    name = theatre.holder(segment)
-    os.kill(theatre.farm.workers[name].pid, signal.SIGTERM)
-    assert theatre.farm.workers[name].wait(30) == 0
+    with theatre.held(job_id) as segment:
+        name = theatre.holder(segment)
+        before = theatre.times_asked_to_end(name)
+        os.kill(theatre.farm.workers[name].pid, signal.SIGTERM)
+        theatre.wait_asked_to_end(name, before)
+    assert theatre.farm.workers[name].wait(PATIENCE) == 0
     assert theatre.worker(name).state is WorkerState.STOPPED
     assert theatre.wait_ended(job_id) == [JobState.SUCCEEDED]
     assert theatre.happened(job_id, "interrupt") == 1 and theatre.happened(job_id, "expire") == 0

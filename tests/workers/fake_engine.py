@@ -6,6 +6,8 @@ digest and the frame it stands at.  So a segment that starts from a wrong carry 
 A job's prompt holds faults, such as `engine@10; kill@20?/tmp/once`: a kind, the frame from which on it happens, perhaps
 `#1` for rank 1 alone, and perhaps a file that says that it has happened.  The same at load: the setting `on_load`.
 
+The settings `gate` and `load_gate` name files: a chunk, or loading, waits until its file is there.
+
 Runs in the host's child: standard library and numpy, valid on Python 3.10.
 """
 
@@ -85,11 +87,17 @@ def faults(text: str, frame: int, done: set[str]) -> list[str]:
     return due
 
 
+def wait_at(gate: Any) -> None:
+    while gate and not Path(str(gate)).exists():
+        time.sleep(0.01)
+
+
 class FakeSession:
-    def __init__(self, film: FilmRequest, first_frame: int, carry: bytes | None, pace: float) -> None:
+    def __init__(self, film: FilmRequest, first_frame: int, carry: bytes | None, pace: float, gate: str = "") -> None:
         self.film = film
         self.frame = first_frame
         self.pace = pace
+        self.gate = gate
         self.done: set[str] = set()
         if carry is None:
             start = f"{film.seed} {film.width}x{film.height} {first_frame} {sorted(film.settings.items())}"
@@ -102,6 +110,7 @@ class FakeSession:
     def step(self) -> Any:
         film = self.film
         count = min(CHUNK, film.total_frames - self.frame)
+        wait_at(self.gate)
         time.sleep(self.pace)
         for kind in faults(film.prompt, self.frame, self.done):
             if kind == "none":
@@ -132,6 +141,7 @@ class FakeEngine:
         self.stuffing = bytes(int(settings.get("carry_bytes", 0)))
 
     def load(self) -> LoadReport:
+        wait_at(self.settings.get("load_gate"))
         time.sleep(float(self.settings.get("load_seconds", 0)))
         for kind in faults(str(self.settings.get("on_load", "")), 0, set()):
             misbehave(kind)
@@ -155,7 +165,8 @@ class FakeEngine:
         )
 
     def begin(self, film: FilmRequest, first_frame: int, carry: bytes | None) -> Any:
-        session = FakeSession(film, first_frame, carry, float(self.settings.get("pace", 0)))
+        pace, gate = float(self.settings.get("pace", 0)), str(self.settings.get("gate", ""))
+        session = FakeSession(film, first_frame, carry, pace, gate)
         if self.stuffing:
             short = session.carry
             session.carry = lambda: short() + self.stuffing  # type: ignore[method-assign]

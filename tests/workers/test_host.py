@@ -173,10 +173,10 @@ def test_a_host_that_died_while_idle_is_told_when_it_is_asked(start_host: StartH
 def test_a_host_without_progress_is_killed(start_host: StartHost, render: Render) -> None:
     host = start_host(spec={"stuck_floor_seconds": 0.3, "stuck_factor": 2.0})
     pid = host.pid
-    heard = render(host, 20, prompt="hang@10")
+    heard = render(host, 20, prompt="hang@5")  # the first chunk may take as long as loading
     assert type(heard.error) is DeviceFault
     assert str(heard.error) == "the host showed no progress for 0 s while rendering; it was killed"
-    assert [e.frames for e in heard.events] == [5, 10]
+    assert [e.frames for e in heard.events] == [5]
     assert pid is not None and is_dead(pid)
 
 
@@ -184,7 +184,7 @@ def test_the_first_chunk_of_a_size_may_take_as_long_as_loading(start_host: Start
     host = start_host(spec={"stuck_floor_seconds": 0.01, "stuck_factor": 2.0}, pace=0.0)
     assert host._patience((64, 64)) == host.spec.load_timeout_seconds
     render(host, 5)
-    assert host._patience((64, 64)) < 1.0
+    assert host._patience((64, 64)) < host.spec.load_timeout_seconds
     assert host._patience((128, 128)) == host.spec.load_timeout_seconds
 
 
@@ -279,16 +279,18 @@ def test_a_host_dies_when_its_worker_is_killed(tmp_path: Path, with_script: bool
 
 
 def test_renders_leave_no_descriptors_open_on_either_side(host: Host, render: Render) -> None:
-    before = descriptors(), descriptors(host.pid)
-    for number in range(21):
+    render(host, 5)
+    ours, theirs = descriptors(), descriptors(host.pid)
+    for number in range(20):
         render(host, 5, prompt="engine@0" if number % 4 == 0 else "")
-    # The child says "done" first and lets go of the film's sound after it.
-    wait_until(lambda: (descriptors(), descriptors(host.pid)) == before, "the descriptors of 21 renders to be closed")
+    # The child says "done" first and lets go of the film's sound after it, here and in the render before.
+    wait_until(lambda: descriptors() <= ours and descriptors(host.pid) <= theirs, "20 renders' descriptors to close")
 
 
 def test_hosts_that_come_and_go_leave_nothing_in_the_worker(start_host: StartHost, render: Render) -> None:
-    start_host().kill()
     threads = threading.active_count()
+    start_host().kill()
+    wait_until(lambda: threading.active_count() <= threads, "the end of the first listener")
     before = descriptors()
     for _ in range(3):
         host = start_host()
@@ -296,7 +298,7 @@ def test_hosts_that_come_and_go_leave_nothing_in_the_worker(start_host: StartHos
         host.kill()
         host.kill()
     wait_until(lambda: threading.active_count() <= threads, "the end of the listeners")
-    assert descriptors() == before
+    wait_until(lambda: descriptors() <= before, "their descriptors to close")
 
 
 def test_a_log_that_grew_large_is_put_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ from itertools import pairwise
 from farm.ledger import read
 from farm.states import JobState
 
-from .conftest import SmallFarm, running
+from .conftest import SmallFarm, running, wait_until
 
 
 def test_cases_15_and_19_jobs_that_differ_in_everything_share_one_load_of_the_model(farm: SmallFarm) -> None:
@@ -20,6 +20,7 @@ def test_cases_15_and_19_jobs_that_differ_in_everything_share_one_load_of_the_mo
     with running(farm.runner()):
         for job in jobs:
             farm.wait_for(job, JobState.ASSEMBLING)
+            wait_until(lambda: read.workers(farm.ledger)[0].host_pid, "the host to be told")
             (worker,) = read.workers(farm.ledger)
             pids.append((worker.host_pid, worker.host_restarts))
     assert pids == [(pids[0][0], 0)] * 3

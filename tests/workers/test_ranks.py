@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -48,7 +49,14 @@ def group(shared_group: Host) -> Host:
 
 
 def everyone_is_gone(pids: list[int]) -> bool:
-    return all(is_dead(pid) for pid in pids)
+    """Whether all have ended, after the moment that the kernel takes for a process that was killed."""
+    return bool(wait_until(lambda: all(is_dead(pid) for pid in pids), f"the end of {pids}"))
+
+
+def kill(pid: int) -> None:
+    """Kill a process that may be dead already."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
 
 
 def resumed(host: Host, render: Render, done: Heard) -> bytes:
@@ -122,7 +130,7 @@ def test_a_rank_that_is_killed_ends_all_and_the_segment_goes_on_from_its_carry(
 ) -> None:
     done = render(group, 10)
     pids = ranks_of(group)
-    lost = render(group, 240, first=10, carry=done.end.carry, on_progress=lambda _: os.kill(pids[1], signal.SIGKILL))
+    lost = render(group, 240, first=10, carry=done.end.carry, on_progress=lambda _: kill(pids[1]))
     assert isinstance(lost.error, DeviceFault)
     assert "rank 1 of 2 was killed by SIGKILL, so all were ended" in str(lost.error)
     assert everyone_is_gone(pids)
@@ -237,7 +245,7 @@ def test_a_launcher_whose_worker_is_gone_leaves_no_rank(group: Host) -> None:
     pids = ranks_of(group)
     assert group.pid is not None
     os.kill(group.pid, signal.SIGKILL)
-    wait_until(lambda: everyone_is_gone(pids), "the end of the ranks")
+    assert everyone_is_gone(pids)
 
 
 @pytest.mark.slow

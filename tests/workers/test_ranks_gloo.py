@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +15,7 @@ from farm.errors import DeviceFault, EngineError  # noqa: E402
 from workers.host.parent import Host  # noqa: E402
 
 from .conftest import HERE, Render, fake_spec  # noqa: E402
-from .test_ranks import everyone_is_gone, ranks_of, resumed  # noqa: E402
+from .test_ranks import everyone_is_gone, kill, ranks_of, resumed  # noqa: E402
 
 
 def spread(log: Path, seconds: float = 60.0) -> Host:
@@ -52,7 +50,7 @@ def test_what_is_no_number_on_one_rank_fails_the_chunk_on_all_and_leaves_them_wa
 def test_a_rank_that_is_killed_in_a_collective_ends_all_and_the_film_goes_on(pair: Host, render: Render) -> None:
     whole, done = render(pair, 30), render(pair, 10)
     pids = ranks_of(pair)
-    lost = render(pair, 240, first=10, carry=done.end.carry, on_progress=lambda _: os.kill(pids[1], signal.SIGKILL))
+    lost = render(pair, 240, first=10, carry=done.end.carry, on_progress=lambda _: kill(pids[1]))
     assert isinstance(lost.error, DeviceFault)
     assert everyone_is_gone(pids)
     assert resumed(pair, render, done) == whole.frames

@@ -96,4 +96,4 @@ def test_closing_wakes_a_thread_that_listens(pair: Pair) -> None:
     thread = threading.Thread(target=listen, daemon=True)
     thread.start()
     other.close()
-    assert ended.wait(30)
+    assert ended.wait(60)

@@ -334,7 +334,7 @@ class Host:
         code = None
         if self._process is not None:
             with contextlib.suppress(subprocess.TimeoutExpired):
-                code = self._process.wait(2.0)
+                code = self._process.wait(_KILL_SECONDS)  # a launcher ends its other ranks first
         words = self.last_words()
         self.kill()
         how = (
