@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import closing
+
 import pytest
 from sqlalchemy import event
 
@@ -11,6 +13,7 @@ from farm.ledger.tables import JobRow, SegmentRow
 from farm.retry import decide
 from farm.states import Continuity, JobState, SegmentKind, SegmentState, WorkerState
 
+from .conftest import empty, open_quick
 from .scenes import (
     POLICY,
     QUEUE,
@@ -179,20 +182,61 @@ def test_an_out_of_memory_is_remembered_for_the_next_attempt(ledger: Ledger) -> 
     assert claim(ledger).smaller
 
 
-def test_a_claim_reads_an_index_and_not_the_table(another_ledger: Ledger) -> None:
-    """The ledger of years must not make a claim slow."""
-    ledger = another_ledger  # its engine is listened to
+def claim_plan(ledger: Ledger, warm: int, *before: str) -> list[str]:
+    """How the database runs the statement of a claim, in its own words.  The ledger's engine is listened to."""
     ran: list[tuple[str, object]] = []
     event.listen(ledger.engine, "before_cursor_execute", lambda c, k, sql, given, *_: ran.append((sql, given)))
-    moves.claim(ledger, worker="w", queue=QUEUE, device="cpu", ttl_seconds=TTL, warm_job=3)
+    moves.claim(ledger, worker="w", queue=QUEUE, device="cpu", ttl_seconds=TTL, warm_job=warm)
     sql, given = next((sql, given) for sql, given in ran if "UPDATE segments" in sql)
     with ledger.engine.connect() as connection:
-        if not ledger.is_sqlite:
-            connection.exec_driver_sql("SET enable_seqscan = off")
+        for statement in before:
+            connection.exec_driver_sql(statement)
         explain = "EXPLAIN QUERY PLAN" if ledger.is_sqlite else "EXPLAIN"
-        plan = [" ".join(map(str, row)) for row in connection.exec_driver_sql(f"{explain} {sql}", given)]
+        return [str(row[-1]).strip() for row in connection.exec_driver_sql(f"{explain} {sql}", given)]
+
+
+def test_a_claim_reads_an_index_and_not_the_table(another_ledger: Ledger) -> None:
+    """The ledger of years must not make a claim slow."""
+    before = [] if another_ledger.is_sqlite else ["SET enable_seqscan = off"]
+    plan = claim_plan(another_ledger, 3, *before)
     assert any("ix_segments_claim" in line for line in plan), "\n".join(plan)
     assert not any(line.endswith("SCAN segments") or "Seq Scan on segments" in line for line in plan)
+
+
+def test_behind_thousands_of_segments_the_warm_jobs_are_found_by_their_job(
+    ledger: Ledger, another_ledger: Ledger
+) -> None:
+    planned(ledger, 5000, Continuity.PARALLEL)
+    warm = planned(ledger, 5, Continuity.PARALLEL)
+    before = [] if ledger.is_sqlite else ["ANALYZE segments"]  # what autovacuum does within a minute
+    plan = claim_plan(another_ledger, warm, *before)
+    by_job = "sqlite_autoindex_segments_1 (job_id=?)" if ledger.is_sqlite else "uq_segments_job_id_kind_number on segm"
+    by_queue = "ix_segments_claim (queue=?)" if ledger.is_sqlite else "ix_segments_claim on segments"
+    for index in (by_job, by_queue):
+        assert sum(index in line for line in plan) == 1, "\n".join(plan)
+    assert sum("ix_segments_claim" in line for line in plan) == 1, "\n".join(plan)
+    assert not any(line.endswith("SCAN segments") or "Seq Scan on segments" in line for line in plan)
+
+
+def test_a_claim_takes_no_more_steps_behind_thousands_of_segments(sqlite_ledger: Ledger) -> None:
+    """SQLite tells how many instructions a statement took, whatever the machine."""
+    empty(sqlite_ledger)
+    steps: list[int] = []
+
+    def claim_counted(warm: int) -> int:
+        with closing(open_quick(sqlite_ledger.url)) as counted:
+            event.listen(
+                counted.engine, "connect", lambda c, _: c.set_progress_handler(lambda: steps.append(10) or 0, 10)
+            )
+            counted.now()
+            steps.clear()
+            assert claim(counted, warm=warm).job.id == warm
+            return sum(steps)
+
+    alone = claim_counted(planned(sqlite_ledger, 5, Continuity.PARALLEL))
+    planned(sqlite_ledger, 5000, Continuity.PARALLEL)
+    behind = claim_counted(planned(sqlite_ledger, 5, Continuity.PARALLEL))
+    assert behind < 2 * alone
 
 
 def test_two_ends_of_one_chain_never_run_at_once(ledger: Ledger) -> None:
