@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from farm.config import RateSettings
 from farm.ledger import Ledger
 from farm.ledger.budget import device_seconds
-from farm.ledger.estimate import Forecast, forecast
+from farm.ledger.estimate import Estimate, estimate
 from farm.ledger.values import Batch
 from farm.rates import price
 
@@ -28,11 +28,11 @@ class Account:
 
 
 def accounts(
-    ledger: Ledger, batches: Sequence[Batch], rates: RateSettings, *, ahead: Forecast | None = None
+    ledger: Ledger, batches: Sequence[Batch], rates: RateSettings, *, ahead: Estimate | None = None
 ) -> dict[int, Account]:
-    """The account of each of these batches; `ahead` spares a forecast that the caller has made already."""
+    """The account of each of these batches; `ahead` spares an estimate that the caller has made already."""
     spent = device_seconds(ledger, [batch.id for batch in batches])
-    ahead = ahead or forecast(ledger)
+    ahead = ahead or estimate(ledger)
     return {
         batch.id: Account(
             device_seconds=round(sum(spent[batch.id].values()), 3),

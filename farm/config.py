@@ -24,6 +24,7 @@ from farm.logs import LogFormat
 from farm.paths import shipped
 from farm.retry import RetryPolicy
 
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,60}")  # of a worker or a nightly file: part of file names and tags
 _SOCKET_PATH_LIMIT = 100  # bytes; a Unix socket's path may have 107
 
 
@@ -262,9 +263,9 @@ def load_settings(**overrides: Any) -> Settings:
         raise ConfigError(f"variable FARM_{field.upper()}: {field}: must be JSON{example}") from None
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"]) or "settings"
+        key, sentence = first_problem(error)
         got = "" if _may_be_secret(first["loc"]) else f" (got {first.get('input')!r})"
-        raise ConfigError(f"{_where(first['loc'])}: {key}: {first['msg']}{got}") from None
+        raise ConfigError(f"{_where(first['loc'])}: {key or 'settings'}: {sentence}{got}") from None
 
 
 def _may_be_secret(loc: tuple[Any, ...]) -> bool:
@@ -287,6 +288,12 @@ def _where(loc: tuple[Any, ...]) -> str:
         else:
             return str(home_file)
     return "settings"
+
+
+def first_problem(error: ValidationError) -> tuple[str, str]:
+    """The key of what is wrong first, with dots, empty for the whole file; and what is wrong with it."""
+    first = error.errors()[0]
+    return ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")
 
 
 def read_toml(path: Path) -> dict[str, Any]:

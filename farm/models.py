@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from farm.config import home_from_environment, read_toml
+from farm.config import first_problem, home_from_environment, read_toml
 from farm.errors import ConfigError, InputError
 from farm.paths import shipped
 
@@ -284,9 +284,8 @@ def _load(path: Path, mtime_ns: int) -> ModelSpec:
     try:
         spec = ModelSpec.model_validate(read_toml(path))
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(f"{path}: {key or 'model'}: {first['msg']}") from None
+        key, sentence = first_problem(error)
+        raise ConfigError(f"{path}: {key or 'model'}: {sentence}") from None
     if spec.id != path.stem:
         raise ConfigError(f"{path}: id: {spec.id!r} must be the file's name")
     return spec

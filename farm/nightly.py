@@ -385,7 +385,7 @@ def summarise(
 
 
 @dataclass(frozen=True, slots=True)
-class Forecast:
+class NightForecast:
     """What the next run would do, as far as the ledger's history tells."""
 
     night: Night  # the open one, or the next
@@ -402,7 +402,7 @@ class Forecast:
     rows: Sequence[tuple[str, str, float]]  # name, "new" or "goes on", seconds of film
 
 
-def foretell(nightly: Nightly, settings: Settings, ledger: Ledger, at: float) -> Forecast:
+def foretell(nightly: Nightly, settings: Settings, ledger: Ledger, at: float) -> NightForecast:
     """What `run_night` would render at `at` or in the next night, how long and on what; writes no job."""
     night = nightly.window.last(at)
     is_open = night.is_open(at)
@@ -431,7 +431,7 @@ def foretell(nightly: Nightly, settings: Settings, ledger: Ledger, at: float) ->
             # One film is rendered by one worker after the other, so the longest one bounds the night.
             wall_seconds = max(wall_seconds, max(mine), sum(mine) / crew[queue])
     names = [(r.name, "new", r.audio_seconds) for r in seen.new]
-    return Forecast(
+    return NightForecast(
         night=night,
         is_open=is_open,
         new=len(seen.new),

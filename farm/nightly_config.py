@@ -19,14 +19,14 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from farm.batch import Row, read_batch
-from farm.config import read_toml
+from farm.config import NAME, first_problem, read_toml
 from farm.errors import ConfigError, InputError
 
 Day = Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
 DAYS: tuple[Day, ...] = get_args(Day)
 PICTURES = (".jpg", ".jpeg", ".png", ".webp")
 COURSE_PORTRAIT = "portrait"  # portrait.jpg in a folder is the portrait of all lectures in and below it
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,60}")
+_CLOCK = re.compile(r"\d\d?:\d\d")
 
 
 class _Table(BaseModel):
@@ -35,7 +35,7 @@ class _Table(BaseModel):
 
 def _clock_time(text: str) -> time:
     """`22:00` as a time of day.  Raises ValueError."""
-    if not re.fullmatch(r"\d\d?:\d\d", text):
+    if not _CLOCK.fullmatch(text):
         raise ValueError(f"write a time of day such as 22:00, not {text!r}")
     hour, minute = map(int, text.split(":"))
     return time(hour, minute)
@@ -180,14 +180,14 @@ class NightlySettings(_Table):
     @field_validator("name")
     @classmethod
     def _is_a_name(cls, name: str) -> str:
-        if name and not _NAME.fullmatch(name):
+        if name and not NAME.fullmatch(name):
             raise ValueError("letters, digits, '.', '_' and '-' only")
         return name
 
     @field_validator("deadline")
     @classmethod
     def _is_a_deadline(cls, text: str) -> str:
-        if text and not re.fullmatch(r"\d\d?:\d\d", text):
+        if text and not _CLOCK.fullmatch(text):
             datetime.fromisoformat(text)
         elif text:
             _clock_time(text)
@@ -230,7 +230,7 @@ class Nightly:
         if self.settings.owner:
             cells.setdefault("owner", self.settings.owner)
         deadline = self.settings.deadline
-        if re.fullmatch(r"\d\d?:\d\d", deadline):
+        if _CLOCK.fullmatch(deadline):
             deadline = self.window.first_time_after(_clock_time(deadline), night.begin).isoformat()
         if deadline:
             cells.setdefault("deadline", deadline)
@@ -244,9 +244,8 @@ def read_nightly(path: Path) -> Nightly:
     try:
         nightly = Nightly(path.absolute(), NightlySettings(**read_toml(path)))
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"]) or "nightly"
-        raise ConfigError(f"{path}: {key}: {first['msg'].removeprefix('Value error, ')}") from None
+        key, sentence = first_problem(error)
+        raise ConfigError(f"{path}: {key or 'nightly'}: {sentence}") from None
     for number, course in enumerate(nightly.settings.courses):
         for word in course.set:
             if word in ("portrait", "audio", "name", "output", "tags"):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import re
 import socket
 import sys
 from pathlib import Path
@@ -13,14 +12,12 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from farm.cards import same_cards
-from farm.config import home_from_environment, read_toml
+from farm.config import NAME, first_problem, home_from_environment, read_toml
 from farm.devices import DeviceSet, parse_devices
 from farm.errors import ConfigError, InputError, NotFound
 from farm.ledger.intake import PREPARE_QUEUE
 from farm.models import ModelSpec, load_model
 from farm.paths import shipped
-
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,60}")
 
 
 class WorkerSpec(BaseModel):
@@ -98,7 +95,7 @@ def load_roster() -> list[WorkerSpec]:
     specs: list[WorkerSpec] = []
     for name, table in tables.items():
         where = f"{path}: workers.{name}"
-        if not _NAME.fullmatch(name):
+        if not NAME.fullmatch(name):
             raise ConfigError(f"{where}: a worker's name has letters, digits, '.', '_' and '-' only")
         if not isinstance(table, dict):
             raise ConfigError(f"{where}: must be a table")
@@ -107,8 +104,8 @@ def load_roster() -> list[WorkerSpec]:
         try:
             spec = WorkerSpec(name=name, **table)
         except ValidationError as error:
-            first = error.errors()[0]
-            raise ConfigError(f"{where}.{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+            key, sentence = first_problem(error)
+            raise ConfigError(f"{where}.{key}: {sentence}") from None
         if spec.enabled:
             _check(spec, where)
             specs.append(spec)

@@ -30,6 +30,8 @@ import psutil
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from own_farm import farm_up  # noqa: E402
+
 from farm.batch import rows_from  # noqa: E402
 from farm.config import Settings, load_settings  # noqa: E402
 from farm.ledger import Ledger, crew, moves, open_ledger, read  # noqa: E402
@@ -275,27 +277,6 @@ def make_speech(folder: Path, minutes: float) -> Path:
         argv = [str(find_ffmpeg()), "-v", "error", "-stream_loop", "-1", "-i", str(SPEECH), "-t", str(minutes * 60)]
         subprocess.run([*argv, str(path)], check=True)
     return path
-
-
-@contextlib.contextmanager
-def farm_up(home: Path) -> Iterator[tuple[Settings, Ledger]]:
-    """A farm of its own, warm, stopped at the end."""
-    farm = str(Path(sys.executable).with_name("farm"))
-    previous = os.environ.get("FARM_HOME")
-    os.environ["FARM_HOME"] = str(home)
-    env = dict(os.environ)
-    try:
-        subprocess.run([farm, "up", "--wait"], check=True, env=env, stdout=subprocess.DEVNULL)
-        settings = load_settings()
-        ledger = open_ledger(settings.ledger)
-        yield settings, ledger
-        ledger.close()
-    finally:
-        subprocess.run([farm, "down"], check=False, env=env, stdout=subprocess.DEVNULL)
-        if previous is None:
-            os.environ.pop("FARM_HOME")
-        else:
-            os.environ["FARM_HOME"] = previous
 
 
 def submit_one(settings: Settings, ledger: Ledger, speech: Path, films: Path, size: str, seed: int = 1) -> int:

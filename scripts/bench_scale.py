@@ -46,7 +46,7 @@ from farm.batch import rows_from  # noqa: E402
 from farm.config import load_settings  # noqa: E402
 from farm.errors import LeaseLost  # noqa: E402
 from farm.ledger import Ledger, crew, moves, open_ledger, overview, read  # noqa: E402
-from farm.ledger.estimate import forecast, pace, queue_work  # noqa: E402
+from farm.ledger.estimate import estimate, pace, queue_work  # noqa: E402
 from farm.ledger.migrate import ensure_current  # noqa: E402
 from farm.ledger.values import NewArtifact  # noqa: E402
 from farm.media.assemble import assemble  # noqa: E402
@@ -170,7 +170,7 @@ def look_ahead(options: argparse.Namespace) -> None:
             for batch in range(10):
                 fill(ledger, batch * options.jobs // 10, options.jobs // 10 * SEGMENTS_PER_JOB)
             asked: dict[str, Callable[[], object]] = {
-                "forecast_ms": lambda: forecast(ledger),
+                "forecast_ms": lambda: estimate(ledger),
                 "queue_work_ms": lambda: queue_work(ledger),
                 "pace_ms": lambda: pace(ledger, "preview"),
                 "pace_of_unknown_model_ms": lambda: pace(ledger, "none"),

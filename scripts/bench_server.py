@@ -3,6 +3,7 @@
 
     .venv/bin/python scripts/bench_server.py                      500 clients, two films without and two with them
     .venv/bin/python scripts/bench_server.py --clients 100 --films 1 --seconds 30
+    .venv/bin/python scripts/bench_server.py --set FARM_SERVER__NICENESS=0
 
 Half of the clients ask for the job's record every two seconds, half listen to its events; each has a connection of its
 own.  They run in one process with the lowest priority, because they stand for other machines; their CPU time is told
@@ -24,6 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -33,12 +35,13 @@ import psutil
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from own_farm import farm_up  # noqa: E402
+
 from farm import processes  # noqa: E402
 from farm.batch import rows_from  # noqa: E402
-from farm.config import Settings, load_settings  # noqa: E402
-from farm.ledger import Ledger, open_ledger, read  # noqa: E402
+from farm.config import Settings  # noqa: E402
+from farm.ledger import Ledger, read  # noqa: E402
 from farm.ledger.keys import Scope, add_key  # noqa: E402
-from farm.ledger.migrate import ensure_current  # noqa: E402
 from farm.media.binary import find_ffmpeg  # noqa: E402
 from farm.states import FINISHED, JobState, SegmentKind  # noqa: E402
 from farm.submission import submit  # noqa: E402
@@ -67,11 +70,15 @@ def main() -> None:
     parser.add_argument("--films", type=int, default=2, help="films without clients, and as many with them")
     parser.add_argument("--seconds", type=float, default=60.0, help="length of each film")
     parser.add_argument("--size", default="512x512")
+    parser.add_argument("--set", nargs="+", default=[], metavar="FARM_…=VALUE", help="settings of the farm to compare")
     options = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the farm goes down with the bench
+    more = dict(word.split("=", 1) for word in options.set)
     cores = os.cpu_count() or 1
     print(f"{platform.machine()}, {cores} cores, Python {platform.python_version()}, load {os.getloadavg()[0]:.1f}")
-    with tempfile.TemporaryDirectory(prefix="farm-bench-") as scratch, farm_up(Path(scratch)) as (settings, ledger):
+    with (
+        tempfile.TemporaryDirectory(prefix="farm-bench-") as scratch,
+        served_farm(Path(scratch), more) as (settings, ledger),
+    ):
         speech = make_speech(Path(scratch), options.seconds)
         keys = [add_key(ledger, name=f"client {n}", owner=f"o{n}", scope=Scope.ADMIN)[0] for n in range(KEYS)]
         render(settings, ledger, speech, options.size, 0, [], 0)  # what is slow only once
@@ -236,29 +243,20 @@ class Clients:
 
 
 @contextlib.contextmanager
-def farm_up(folder: Path):  # type: ignore[no-untyped-def]
-    """A farm with the shipped workers and its server, as `farm up --serve` starts it."""
+def served_farm(folder: Path, more: dict[str, str]) -> Iterator[tuple[Settings, Ledger]]:
+    """A farm with the shipped workers and its server, as `farm up --serve` starts it; only `more` settings reach it."""
     for name in [name for name in os.environ if name.startswith("FARM_") and name != "FARM_FFMPEG"]:
         del os.environ[name]
-    os.environ |= {
-        "FARM_HOME": str(folder / "home"),
+    own = {
         "FARM_SERVER__PORT": "0",
         "FARM_SERVER__REQUESTS_PER_SECOND": "100000",
         "FARM_ROOM__MIN_FREE_MEMORY_GB": "0",
     }
-    farm = [sys.executable, "-m", "farm.cli"]
-    subprocess.run([*farm, "up", "--serve", "--wait"], check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
-    try:
-        settings = load_settings()
+    with farm_up(folder / "home", "--serve", **own, **more) as (settings, ledger):
         log = settings.logs_dir / "serve.log"
         while not log.exists() or "page is at" not in log.read_text():
             time.sleep(0.1)
-        ledger = open_ledger(settings.ledger)
-        ensure_current(ledger)
         yield settings, ledger
-        ledger.close()
-    finally:
-        subprocess.run([*farm, "down"], check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
 
 
 def make_speech(folder: Path, seconds: float) -> Path:

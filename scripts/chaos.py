@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
 import random
 import signal
@@ -33,6 +32,8 @@ from redis.exceptions import RedisError
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+
+from verdict import conclude, say  # noqa: E402
 
 from farm.config import load_settings  # noqa: E402
 from farm.errors import FarmError  # noqa: E402
@@ -573,10 +574,6 @@ def small_disk(folder: Path, story: Story) -> Iterator[Path | None]:
         subprocess.run(["umount", "-l", folder], check=False)
 
 
-def say(text: str) -> None:
-    print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
-
-
 def run(options: argparse.Namespace) -> dict[str, Any]:
     story = Story()
     with contextlib.ExitStack() as stack:
@@ -631,12 +628,7 @@ def main() -> int:
     parser.add_argument("--report", type=Path, help="where the report goes, as JSON")
     parser.add_argument("--keep", type=Path, help="copy the farm's home here if something is wrong")
     options = parser.parse_args()
-    report = run(options)
-    text = json.dumps(report, indent=2)
-    if options.report:
-        options.report.write_text(text + "\n")
-    print(text)
-    return 1 if report["wrong"] else 0
+    return conclude(run(options), options.report)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from verdict import conclude, say  # noqa: E402
+
 from farm.config import load_settings  # noqa: E402
 from farm.errors import FarmError  # noqa: E402
 from farm.ledger import Ledger, read  # noqa: E402
@@ -378,10 +380,6 @@ FAULTS = (
 )
 
 
-def say(text: str) -> None:
-    print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
-
-
 def run(options: argparse.Namespace) -> dict[str, Any]:
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(private_folder("farm-machines-"))
@@ -445,12 +443,7 @@ def main() -> int:
     if reason is not None:
         print(f"many_machines: {reason}", file=sys.stderr)
         return 2
-    report = run(options)
-    text = json.dumps(report, indent=2)
-    if options.report:
-        options.report.write_text(text + "\n")
-    print(text)
-    return 1 if report["wrong"] else 0
+    return conclude(run(options), options.report)
 
 
 if __name__ == "__main__":

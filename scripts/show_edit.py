@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import os
 import random
-import signal
 import subprocess
 import sys
 import tempfile
@@ -23,7 +22,8 @@ import numpy.typing as npt
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
-from bench_farm import farm_up, wait_for  # noqa: E402
+from bench_farm import wait_for  # noqa: E402
+from own_farm import farm_up  # noqa: E402
 
 from farm.batch import rows_from  # noqa: E402
 from farm.config import Settings  # noqa: E402
@@ -48,7 +48,6 @@ def main() -> None:
     parser.add_argument("--home", type=Path, help="keep the farm there; the same words go on where a stop came between")
     parser.add_argument("--check", action="store_true", help="render the edited film anew, too, and compare its frames")
     options = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the farm must not outlive us
     options.films.mkdir(parents=True, exist_ok=True)
     before, after = narrations(options.minutes)
     write(options.films / "before.wav", before)
@@ -58,7 +57,7 @@ def main() -> None:
         f" and what follows moves by {(len(after) - len(before)) / RATE:+.3f} s"
     )
     with tempfile.TemporaryDirectory(prefix="farm-edit-") as scratch:
-        with farm_up((options.home or Path(scratch) / "home").absolute()) as (settings, ledger):
+        with farm_up(options.home or Path(scratch) / "home") as (settings, ledger):
             for name in ("before", "after", "after again, renamed"):
                 show(settings, ledger, options, name)
             broken = audit(ledger, settings, check_files=True)

@@ -13,7 +13,7 @@ import click
 from farm.cli.farm_context import Farm
 from farm.cli.show import echo_json, json_option
 from farm.logs import log_to_stderr
-from farm.nightly import Forecast, foretell, run_night
+from farm.nightly import NightForecast, foretell, run_night
 from farm.nightly_config import Nightly, read_nightly
 from farm.nightly_summary import as_text, moment, price, span
 
@@ -63,7 +63,7 @@ def _stop(number: int, frame: object) -> NoReturn:
     sys.exit(128 + number)
 
 
-def _say_forecast(told: Nightly, forecast: Forecast) -> None:
+def _say_forecast(told: Nightly, forecast: NightForecast) -> None:
     when = "is open" if forecast.is_open else f"opens {moment(forecast.night.begin)} and stays open"
     click.echo(f"{told.name}: the window {when} until {moment(forecast.night.end)}.")
     for name, what, seconds in forecast.rows[:SHOWN_ROWS]:
@@ -83,7 +83,7 @@ def _say_forecast(told: Nightly, forecast: Forecast) -> None:
         click.echo(f"cannot be taken: {problem.what}: {problem.sentence}", err=True)
 
 
-def _how_long(told: Nightly, forecast: Forecast) -> str:
+def _how_long(told: Nightly, forecast: NightForecast) -> str:
     if forecast.device_seconds is None or forecast.wall_seconds is None:
         models = ", ".join(forecast.unknown_models)
         return f"How long is not known: this farm has rendered nothing yet with {models}."

@@ -9,7 +9,7 @@ from farm.cli.farm_context import Farm
 from farm.cli.show import echo_json, echo_rows, json_option, length, plain
 from farm.config import RateSettings
 from farm.ledger import read
-from farm.ledger.estimate import Work, forecast
+from farm.ledger.estimate import Work, estimate
 from farm.rates import shown
 from farm.redis_server import why_silent
 from farm.states import FINISHED
@@ -30,7 +30,7 @@ def status(farm: Farm, as_json: bool) -> None:
     running = read.running(farm.ledger)
     redis_problem = why_silent(farm.settings)
     workers = read.workers(farm.ledger)
-    ahead = forecast(farm.ledger)
+    ahead = estimate(farm.ledger)
     open_batches = [b for b in read.batches(farm.ledger) if set(b.jobs) - {state.value for state in FINISHED}]
     told = accounts(farm.ledger, open_batches, farm.settings.rates, ahead=ahead)
     if as_json:

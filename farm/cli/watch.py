@@ -19,7 +19,7 @@ from rich.text import Text
 from farm.cli.farm_context import Farm
 from farm.cli.show import STATE_STYLES, console, echo_json, echo_rows, json_option, length, times
 from farm.ledger import control, read
-from farm.ledger.estimate import Forecast, forecast
+from farm.ledger.estimate import Estimate, estimate
 from farm.ledger.progress import JobProgress, job_progress
 from farm.ledger.workload import FEW
 from farm.states import FINISHED, JobState
@@ -94,7 +94,7 @@ def follow(farm: Farm, job_ids: Sequence[int], *, quiet: bool) -> None:
             _tell_stuck(farm, told)
             time.sleep(LOOK_SECONDS)
         return
-    ahead: Forecast | None = None
+    ahead: Estimate | None = None
     looked = 0.0
     with Live(console=console(), refresh_per_second=4, transient=True) as live:
         while True:
@@ -107,10 +107,10 @@ def follow(farm: Farm, job_ids: Sequence[int], *, quiet: bool) -> None:
             time.sleep(LOOK_SECONDS)
 
 
-def _look_ahead(farm: Farm, shown: Sequence[JobProgress]) -> Forecast:
+def _look_ahead(farm: Farm, shown: Sequence[JobProgress]) -> Estimate:
     """With each job of its own, unless these are a crowd in which nobody looks for one."""
     going = [p.job.batch_id for p in shown if p.job.state not in FINISHED]
-    return forecast(farm.ledger, batches=() if len(going) > FEW else set(going))
+    return estimate(farm.ledger, batches=() if len(going) > FEW else set(going))
 
 
 def _tell_stuck(farm: Farm, told: set[str]) -> None:
@@ -120,7 +120,7 @@ def _tell_stuck(farm: Farm, told: set[str]) -> None:
             click.echo(f"farm: {item.reason}", err=True)
 
 
-def _picture(farm: Farm, found: Sequence[JobProgress], ahead: Forecast) -> RenderableType:
+def _picture(farm: Farm, found: Sequence[JobProgress], ahead: Estimate) -> RenderableType:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, expand=True)
     for column in ("job", "name", "state", "progress", "fps", "x", "left", "doing"):
         table.add_column(
@@ -155,7 +155,7 @@ def _picture(farm: Farm, found: Sequence[JobProgress], ahead: Forecast) -> Rende
     return Group(table, Text(line), *stuck)
 
 
-def _to_go(going: Sequence[JobProgress], ahead: Forecast) -> str:
+def _to_go(going: Sequence[JobProgress], ahead: Estimate) -> str:
     """When the last of these films will be there, and how far off such estimates were."""
     until = [ahead.jobs.get(p.job.id, ahead.batches.get(p.job.batch_id)) for p in going]
     known = [seconds for seconds in until if seconds is not None]

@@ -35,7 +35,7 @@ class Work:
 
 
 @dataclass(frozen=True, slots=True)
-class Forecast:
+class Estimate:
     """Seconds until the films are there.  What has no history, or is paused, has no estimate."""
 
     jobs: dict[int, float]  # of many open jobs only those of the batches that were asked for
@@ -45,7 +45,7 @@ class Forecast:
     work: list[Work]
 
 
-def forecast(ledger: Ledger, *, batches: Collection[int] = ()) -> Forecast:
+def estimate(ledger: Ledger, *, batches: Collection[int] = ()) -> Estimate:
     """The open jobs one after another in the order of the claim, on as many workers as each queue has now.
 
     A film with carried state is rendered by one worker at a time; the segments of others are spread over all.  Of more
@@ -75,7 +75,7 @@ def forecast(ledger: Ledger, *, batches: Collection[int] = ()) -> Forecast:
             until[portion.batch_id] = max(until.get(portion.batch_id, 0.0), done)
         error, films = _error(session)
         work = _work_of(open_jobs, speeds)
-    return Forecast(jobs, {batch: s for batch, s in until.items() if batch not in unknown}, error, films, work)
+    return Estimate(jobs, {batch: s for batch, s in until.items() if batch not in unknown}, error, films, work)
 
 
 def queue_work(ledger: Ledger) -> list[Work]:

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 from PIL import Image
 
-from farm.cli import cli
 from farm.ledger import open_ledger
 from farm.ledger.migrate import upgrade
+from tests.command_line import run_farm
 
 
 @pytest.fixture(scope="session")
@@ -42,14 +42,8 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_ledger: Path) ->
 
 @pytest.fixture
 def farm(home: Path) -> Callable[..., Result]:
-    """`farm("jobs", "list")` runs a command and returns what it printed and how it ended."""
-
-    def run(*words: str) -> Result:
-        result = CliRunner().invoke(cli, [*words], catch_exceptions=False, prog_name="farm")
-        assert "Traceback" not in result.output
-        return result
-
-    return run
+    """`farm("jobs", "list")` runs a command in `home` and returns what it printed and how it ended."""
+    return run_farm
 
 
 @pytest.fixture

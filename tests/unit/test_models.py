@@ -10,27 +10,10 @@ from farm.errors import ConfigError, InputError
 from farm.models import all_models, load_model, model_files
 
 SHIPPED = sorted(path.stem for path in (Path(__file__).resolve().parents[2] / "configs/models").glob("*.toml"))
-SMALL = """
-id = "small"
-name = "Small"
-summary = "A model for tests"
-licence = "Apache-2.0"
-engine = "nowhere"
-queue = "small"
-device_kinds = ["cpu"]
-memory_gb = 0.1
-default_preset = "plain"
-
-[frames]
-fps = [25]
-default_fps = 25
-chunk_frames = 5
-lookahead_samples = 0
-carry_limit_bytes = 64
-
-[size]
-default = [64, 64]
-choices = [[64, 64], [96, 64]]
+LEAST = (Path(__file__).parent / "small_model.toml").read_text(encoding="utf-8")
+SMALL = (
+    LEAST
+    + """choices = [[64, 64], [96, 64]]
 
 [settings.count]
 type = "int"
@@ -57,15 +40,13 @@ max = 8
 help = "h"
 job = false
 
-[presets.plain]
-help = "h"
-
 [presets.quick]
 help = "h"
 queue = "small-quick"
 settings = { count = 2, steps = 2 }
 load = { steps = 2 }
 """
+)
 
 
 @pytest.fixture

@@ -13,35 +13,19 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 
-from farm.cli import cli
 from farm.errors import ConfigError, InputError, NotEnoughRoom, NotFetched
 from farm.hub import open_hub, safe_path
 from farm.models import load_model
 from farm.weights import pull, verify
+from tests.command_line import run_farm
 
 COMMIT = "c0ffee" + "0" * 34
-MODEL = """
-id = "small"
-name = "Small"
-summary = "A model for tests"
-licence = "Apache-2.0"
-engine = "nowhere"
-queue = "small"
-device_kinds = ["cpu"]
-memory_gb = 0.1
-default_preset = "plain"
-[frames]
-fps = [25]
-default_fps = 25
-chunk_frames = 5
-lookahead_samples = 0
-carry_limit_bytes = 64
-[size]
-default = [64, 64]
-[presets.plain]
-help = "h"
+LEAST = (Path(__file__).parent / "small_model.toml").read_text(encoding="utf-8")
+MODEL = (
+    LEAST
+    + """
 [source]
 checkout = "https://example.org/small"
 [[source.repositories]]
@@ -51,6 +35,7 @@ folder = "small"
 licence = "Apache-2.0"
 gigabytes = 0.1
 """
+)
 
 
 def safetensors(size: int) -> bytes:
@@ -196,12 +181,7 @@ def home(tmp_path: Path, server: str, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def farm(home: Path) -> Callable[..., Result]:
-    def run(*words: str) -> Result:
-        result = CliRunner().invoke(cli, [*words], catch_exceptions=False, prog_name="farm")
-        assert "Traceback" not in result.output
-        return result
-
-    return run
+    return run_farm
 
 
 def fetch(hub: str, into: Path, **changes: Any) -> list[Any]:
