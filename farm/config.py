@@ -8,7 +8,7 @@ import re
 import tempfile
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import (
@@ -25,6 +25,7 @@ from farm.paths import shipped
 from farm.retry import RetryPolicy
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,60}")  # of a worker or a nightly file: part of file names and tags
+Scheduling = Literal["normal", "batch", "idle"]
 _SOCKET_PATH_LIMIT = 100  # bytes; a Unix socket's path may have 107
 
 
@@ -103,6 +104,7 @@ class ServerSettings(_Section):
     batch_file_mb: float = Field(gt=0, le=256)
     requests_per_second: float = Field(gt=0)
     niceness: int = Field(ge=0, le=19)
+    scheduling: Scheduling
 
 
 class StoreSettings(_Section):

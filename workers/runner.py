@@ -493,8 +493,8 @@ class Runner:
                 self._renderer.host.kill()
         finally:
             self.heart.let_go_live(guest.watch)
-            self.heart.say(WorkerState.IDLE)
             live.release(self.ledger, self.name, guest.watch.token, how)
+            self.heart.say(WorkerState.IDLE)  # now it can be asked again
         return True
 
     # The host

@@ -89,7 +89,7 @@ class Gate:
         """Who this is.  Raises HTTPException 401, 403 and 429."""
         if self.open or by_cookie:
             _check_origin(request, self.open)
-        caller = self._everybody if self.open and not key else await self._find(key)
+        caller = self._everybody if self.open and not key else await self.find(key)
         if caller is None:
             address = request.client.host if request.client else "?"
             if not self._refusals.take(address):
@@ -103,18 +103,14 @@ class Gate:
         """Count one request of a caller, or one message; False when it is one too many."""
         return self._rates.take(caller.key_id)
 
-    def remembered(self, key: str) -> Caller | None:
-        """Whose key this is, if that was found out lately."""
-        known = self._known.get(key)
-        return known[0] if known is not None and known[1] > time.monotonic() else None
-
-    async def _find(self, key: str | None) -> Caller | None:
+    async def find(self, key: str | None) -> Caller | None:
+        """Whose key this is; None if it is nobody's.  The answer may be REMEMBER_SECONDS old."""
         if not key:
             return None
-        known = self.remembered(key)
-        if known is not None:
-            return known
         now = time.monotonic()
+        known = self._known.get(key)
+        if known is not None and known[1] > now:
+            return known[0]
         found = await self._lookups.ask(key, partial(find_key, self._ledger, key))
         if found is None:
             self._known.pop(key, None)

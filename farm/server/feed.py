@@ -53,10 +53,15 @@ class Tick:
         progress = b"" if job_id in self.ended else self.progress.get(job_id, b"")
         return progress + b"".join(text for number, text in self.events.get(job_id, ()) if number > after_event)
 
+    def is_news_of(self, job_id: int) -> bool:
+        """Whether who watches this job alone has something to hear."""
+        return bool(self.keep_alive) or job_id in self.progress or job_id in self.events or job_id in self.ended
+
 
 @dataclass(eq=False)
 class Listener:
     owner: str | None
+    job_id: int | None  # hears of this job alone, and nothing of the fleet
     ticks: asyncio.Queue[Tick | None] = field(default_factory=lambda: asyncio.Queue(BACKLOG))
 
 
@@ -86,13 +91,16 @@ class Feed:
             self._drop(listener)
 
     @contextlib.asynccontextmanager
-    async def listen(self, owner: str | None) -> AsyncIterator[asyncio.Queue[Tick | None]]:
-        """Ticks from now on; None says that there are no more."""
-        listener = Listener(owner)
+    async def listen(
+        self, owner: str | None, *, job_id: int | None = None
+    ) -> AsyncIterator[asyncio.Queue[Tick | None]]:
+        """Ticks from now on, those that tell of `job_id` alone if it is given; None says that there are no more."""
+        listener = Listener(owner, job_id)
         if not self._listeners:
             self._last_event = await asyncio.to_thread(overview.last_event_id, self._ledger)
         self._listeners.add(listener)
-        self._fleet_at = 0.0  # the new one is told at once
+        if job_id is None:
+            self._fleet_at = 0.0  # the new one is told at once
         self._wanted.set()
         try:
             yield listener.ticks
@@ -101,7 +109,7 @@ class Feed:
 
     async def wait_ended(self, job_id: int) -> None:
         """Return when the job has ended."""
-        async with self.listen(None) as ticks:
+        async with self.listen(None, job_id=job_id) as ticks:
             job = await asyncio.to_thread(read.job, self._ledger, job_id)
             while job.state not in FINISHED:
                 tick = await ticks.get()
@@ -115,7 +123,7 @@ class Feed:
             if not self._listeners:
                 self._wanted.clear()
                 await self._wanted.wait()
-            owners = {listener.owner for listener in self._listeners}
+            owners = {listener.owner for listener in self._listeners if listener.job_id is None}
             try:
                 tick = await asyncio.to_thread(self._look, owners)
             except Exception:
@@ -123,6 +131,8 @@ class Feed:
                 tick = None
             if tick is not None:
                 for listener in list(self._listeners):
+                    if listener.job_id is not None and not tick.is_news_of(listener.job_id):
+                        continue  # it sleeps on
                     try:
                         listener.ticks.put_nowait(tick)
                     except asyncio.QueueFull:
@@ -156,7 +166,7 @@ class Feed:
             self._seen.pop(job_id, None)
         now = time.monotonic()
         fleet: dict[str | None, dict[str, Any]] = {}
-        if now - self._fleet_at > FLEET_SECONDS:
+        if owners and now - self._fleet_at > FLEET_SECONDS:
             self._fleet_at = now
             fleet = {owner: views.farm_state(self._ledger, owner) for owner in owners}
         alive = b""

@@ -233,10 +233,9 @@ class Conversation:
     async def _end(self) -> None:
         session, self._session = self._session, None
         if session is not None:
-            try:
-                await session.close()
-            finally:
-                self._socket.app.state.live_sessions.discard(self)
+            # Before the worker has given its host back, for which who comes next waits: it must not be told "busy".
+            self._socket.app.state.live_sessions.discard(self)
+            await session.close()
 
     async def _say(self, **message: Any) -> None:
         await self._socket.send_text(json.dumps(message))

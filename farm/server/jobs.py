@@ -275,7 +275,7 @@ async def watch_job(job_id: str, caller: Reader, here: Here, request: Request) -
 
 
 async def _events_of(here: Context, job: Job, after: int) -> AsyncIterator[bytes]:
-    async with here.feed.listen(job.owner) as ticks:
+    async with here.feed.listen(job.owner, job_id=job.id) as ticks:
         so_far = await here.histories.ask(job.id, partial(history_of, here.ledger, job.id))
         ended = so_far.ended
         text = b"".join(text for number, text in so_far.events if number > after) + so_far.progress

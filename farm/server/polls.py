@@ -11,11 +11,12 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from farm.errors import FarmError
 from farm.server.access import Caller, Gate
 from farm.server.context import Context
 from farm.server.intake import record
 
-RECORD_SECONDS = 0.5  # how old an answer may be; hundreds of pollers cost the ledger no more than one
+RECORD_SECONDS = 1.0  # how old an answer may be; hundreds of pollers cost the ledger no more than one
 _RECORDS = 1024
 _JOB = re.compile(r"/v1/jobs/([0-9]{1,18})")
 
@@ -39,13 +40,6 @@ class Records:
                 self._kept.popitem(last=False)
         return await asyncio.shield(kept[1])
 
-    def ready(self, here: Context, caller: Caller, job_id: str) -> bytes | None:
-        """What `get` would give at once; None if it would have to ask the ledger."""
-        until, answer = self._kept.get((job_id, caller.sees, id(here)), (0.0, None))
-        if answer is None or until < time.monotonic() or not answer.done() or answer.cancelled() or answer.exception():
-            return None
-        return answer.result()
-
     def forget(self, job_id: int) -> None:
         """May be called from any thread."""
         for key in list(self._kept):
@@ -61,10 +55,10 @@ records = Records()
 
 
 class Polls:
-    """ASGI middleware that gives a ready answer to a caller who is known, without the framework behind it.
+    """ASGI middleware that answers callers with a key in a header, without the framework behind it.
 
     A route costs a millisecond of a core, which hundreds of pollers would take from the renders of a small machine.
-    What is not ready, and whoever is not known by a key in a header, goes on to the route, which answers the same.
+    What goes wrong, and whoever shows no such key, goes on to the route, which answers the same.
     """
 
     def __init__(self, app: ASGIApp, gate: Gate, here: Context) -> None:
@@ -73,7 +67,7 @@ class Polls:
         self._here = here
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        body = self._ready(scope)
+        body = await self._answer(scope)
         if body is None:
             await self._app(scope, receive, send)
             return
@@ -81,15 +75,17 @@ class Polls:
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 
-    def _ready(self, scope: Scope) -> bytes | None:
+    async def _answer(self, scope: Scope) -> bytes | None:
         if scope["type"] != "http" or scope["method"] != "GET" or self._gate.open:
             return None
         job = _JOB.fullmatch(scope["path"])
         if job is None:
             return None
         key = next((value for name, value in scope["headers"] if name == b"x-api-key"), b"")
-        caller = self._gate.remembered(key.decode("latin-1"))
-        if caller is None:
-            return None
-        body = records.ready(self._here, caller, job[1])
-        return body if body is not None and self._gate.may_go_on(caller) else None
+        try:
+            caller = await self._gate.find(key.decode("latin-1"))
+            if caller is None or not self._gate.may_go_on(caller):
+                return None
+            return await records.get(self._here, caller, job[1])
+        except FarmError:
+            return None  # the route says what is wrong

@@ -8,7 +8,7 @@ import socket
 
 import uvicorn
 
-from farm.config import Settings
+from farm.config import Scheduling, Settings
 from farm.errors import ConfigError
 from farm.ledger import Ledger
 from farm.server.app import make_server
@@ -46,10 +46,26 @@ def address_of(taken: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
+def stand_back(niceness: int, scheduling: Scheduling) -> None:
+    """On a machine that renders on all cores, who watches must not slow the films.
+
+    A lower priority alone still lets a request wake the server in the middle of a render's work, whose caches it cools.
+    Under Linux's policy `batch` it waits for a core that is free, or for its share of a busy one; `idle` gives it next
+    to no share.  See sched(7).  Holds for this thread and for the threads and children that it starts.
+    """
+    os.nice(niceness)
+    if scheduling == "normal" or not hasattr(os, "SCHED_BATCH"):  # Linux has it
+        return
+    try:
+        os.sched_setscheduler(0, os.SCHED_BATCH if scheduling == "batch" else os.SCHED_IDLE, os.sched_param(0))
+    except OSError as error:
+        log.warning("server.scheduling: %s is not to be had here: %s", scheduling, error.strerror)
+
+
 def serve(ledger: Ledger, settings: Settings, taken: socket.socket) -> None:
     """Serve on a bound socket until SIGTERM or SIGINT.  Raises ConfigError."""
     app = make_server(ledger, settings)
-    os.nice(settings.server.niceness)  # on a machine that renders on all cores, who watches must not slow the films
+    stand_back(settings.server.niceness, settings.server.scheduling)
     config = uvicorn.Config(
         app,
         log_config=None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -110,6 +111,15 @@ def test_an_open_server_answers_this_machine_only_by_its_own_names(tmp_path: Pat
         assert anybody.get("/v1/me").json()["open"] is True
         assert anybody.get("/v1/me", headers={"Host": "evil.example"}).status_code == 403
         assert anybody.delete("/v1/jobs/1", headers={"Origin": "https://evil.example"}).status_code == 403
+
+
+@pytest.mark.skipif(not hasattr(os, "SCHED_BATCH"), reason="Linux's")
+def test_who_watches_stands_back_behind_renders(idle_farm: FarmProcess) -> None:
+    pid = idle_farm.process.pid
+    assert os.sched_getscheduler(pid) == os.SCHED_BATCH
+    assert os.getpriority(os.PRIO_PROCESS, pid) == min(19, os.getpriority(os.PRIO_PROCESS, 0) + 10)
+    tasks = [int(path.name) for path in Path(f"/proc/{pid}/task").iterdir()]
+    assert len(tasks) > 1 and {os.sched_getscheduler(task) for task in tasks} == {os.SCHED_BATCH}
 
 
 def test_too_many_requests_are_told_to_slow_down(tmp_path: Path) -> None:
