@@ -117,10 +117,12 @@ def render(
     settings: Settings, ledger: Ledger, speech: Path, size: str, seed: int, keys: list[str], clients: int
 ) -> Film:
     """Render one film from submit to its end, watched by so many clients."""
+    watching = start_clients(settings, keys, clients) if clients else None
     cells = {"portrait": str(PORTRAIT), "audio": str(speech), "seed": seed, "size": size, "output": f"{seed}.mp4"}
     done = submit(ledger, settings, rows_from([cells]), base=settings.home, source="bench", name="bench", owner="o0")
     job_id = done.intake.job_ids[0]
-    watching = start_clients(settings, job_id, keys, clients) if clients else None
+    if watching is not None:
+        look(watching, job_id)
     before, began = cpu_seconds(settings), time.monotonic()
     while (job := read.job(ledger, job_id)).state not in FINISHED:
         time.sleep(0.2)
@@ -154,11 +156,21 @@ def cpu_seconds(settings: Settings) -> dict[str, float]:
 # Clients
 
 
-def start_clients(settings: Settings, job_id: int, keys: list[str], count: int) -> subprocess.Popen[str]:
+def start_clients(settings: Settings, keys: list[str], count: int) -> subprocess.Popen[str]:
+    """Clients that are ready, so that their start costs no film; `look` tells them what to watch."""
     log = (settings.logs_dir / "serve.log").read_text()
-    told = {"url": re.findall(r"page is at (http://\S+)", log)[-1], "job": job_id, "keys": keys, "count": count}
+    told = {"url": re.findall(r"page is at (http://\S+)", log)[-1], "keys": keys, "count": count}
     argv = [sys.executable, __file__, "--be-clients", json.dumps(told)]
-    return subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, preexec_fn=be_elsewhere)
+    pipe = subprocess.PIPE
+    watching = subprocess.Popen(argv, stdin=pipe, stdout=pipe, text=True, preexec_fn=be_elsewhere)
+    assert watching.stdout is not None and watching.stdout.readline() == "ready\n"
+    return watching
+
+
+def look(watching: subprocess.Popen[str], job_id: int) -> None:
+    assert watching.stdin is not None
+    watching.stdin.write(f"{job_id}\n")
+    watching.stdin.flush()
 
 
 def be_elsewhere() -> None:
@@ -181,7 +193,7 @@ class Clients:
     def __init__(self, told: dict[str, object]) -> None:
         address = urlsplit(str(told["url"]).rstrip(";"))
         self.host, self.port = str(address.hostname), int(address.port or 80)
-        self.job, self.count = told["job"], int(str(told["count"]))
+        self.job, self.count = 0, int(str(told["count"]))
         self.keys: list[str] = told["keys"]  # type: ignore[assignment]
         self.times: list[float] = []
         self.events = self.listening = self.errors = 0
@@ -189,6 +201,9 @@ class Clients:
     async def run(self) -> None:
         done = asyncio.Event()
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, done.set)
+        print("ready", flush=True)
+        self.job = int(sys.stdin.readline())
+        before = psutil.Process().cpu_times()
         tasks = [asyncio.create_task(self._live(number)) for number in range(self.count)]
         await done.wait()
         for task in tasks:
@@ -199,7 +214,7 @@ class Clients:
         print(
             json.dumps(
                 {
-                    "cpu": used.user + used.system,
+                    "cpu": used.user + used.system - before.user - before.system,
                     "answers": len(self.times),
                     "p50": times[len(times) // 2],
                     "p99": times[int(len(times) * 0.99)],
