@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import os
 import statistics
 import tempfile
 import threading
@@ -24,7 +23,8 @@ import psutil
 from farm.cards import list_cards
 from farm.devices import DeviceSet
 from workers.engines.flashtalk.geometry import NEW_FRAMES
-from workers.host.parent import Host, HostSpec, Progress
+from workers.host.frames import read_frames
+from workers.host.parent import Host, HostSpec
 
 PUBLISHED = "published for 8 H800: 870 ms a chunk, 32 frames/s, 4.00 frames per card-second"
 SAMPLE_SECONDS = 0.5
@@ -87,24 +87,15 @@ class Peak:
 
 def render(host: Host, film: dict[str, Any], chunks: int) -> tuple[float, list[float]]:
     """One film on a warm host: seconds to its first frame, and those between its later chunks."""
-    reads, writes = os.pipe()
-
-    def drain() -> None:
-        while os.read(reads, 1 << 20):
-            pass
-
-    reader = threading.Thread(target=drain)
-    reader.start()
     began, marks = time.monotonic(), []
-    try:
-        frames = NEW_FRAMES * (chunks + UNCOUNTED)
-        for event in host.render(film, first_frame=0, frames=frames, carry=None, write_fd=writes):
-            if isinstance(event, Progress):
-                marks.append(time.monotonic())
-    finally:
-        os.close(writes)
-        reader.join()
-        os.close(reads)
+    read_frames(
+        host,
+        film,
+        first_frame=0,
+        frames=NEW_FRAMES * (chunks + UNCOUNTED),
+        take=lambda block: None,
+        on_progress=lambda progress: marks.append(time.monotonic()),
+    )
     return marks[0] - began, [b - a for a, b in itertools.pairwise(marks[1:])]
 
 

@@ -15,13 +15,13 @@ is put into the cache, and LightX2V's autoencoder, a package of its own, is stoo
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
-import os
 import subprocess
 import sys
 import tempfile
-import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +32,20 @@ sys.dont_write_bytecode = True
 LAYERS = 1
 
 
-# The side that the model's interpreter runs: weights that have upstream's names and shapes, few layers, random values.
+@dataclass(frozen=True)
+class Making:
+    """How large the random weights are, and where they are drawn."""
+
+    true_size: bool = False  # every layer as released; otherwise few and thin ones
+    device: str = "cpu"
+    dtype: str = "float32"  # of FlashHead's transformer on disk, where the released one is float32 too
+    kernel: str = "auto"
 
 
-def make_flashhead(repo: Path, folder: Path, variant: str) -> dict[str, str]:
+# The side that the model's interpreter runs: weights that have upstream's names and shapes and random values.
+
+
+def make_flashhead(repo: Path, folder: Path, variant: str, making: Making) -> dict[str, str]:
     """A checkpoint for one variant.  Returns the engine's settings."""
     import torch
 
@@ -47,51 +57,57 @@ def make_flashhead(repo: Path, folder: Path, variant: str) -> dict[str, str]:
     check_imports(checkout, model.modules())
     torch.manual_seed(1)
     lite = variant == "lite"
-    dit = import_from(checkout, flashhead.TRANSFORMER).WanModelAudioProject(
-        dim=1536,  # the speech projection's width, which the code fixes
-        in_dim=256 if lite else 32,
-        ffn_dim=64,
-        out_dim=128 if lite else 16,
-        text_dim=16,
-        freq_dim=256,
-        eps=1e-6,
-        vae_stride=[8, 32, 32] if lite else [4, 8, 8],
-        patch_size=[1, 1, 1] if lite else [1, 2, 2],
-        num_heads=12,
-        num_layers=LAYERS,
-        has_image_input=False,
-    )
-    dit.save_pretrained(folder / ("Model_Lite" if lite else "Model_Pro"))
-    (make_ltx if lite else make_wan)(checkout, folder)
-    return {"ckpt_dir": str(folder), "wav2vec_dir": make_speech(folder / "wav2vec")}
+    with torch.device(making.device):
+        dit = import_from(checkout, flashhead.TRANSFORMER).WanModelAudioProject(
+            dim=1536,  # the speech projection's width, which the code fixes
+            in_dim=256 if lite else 32,
+            ffn_dim=8960 if making.true_size else 64,
+            out_dim=128 if lite else 16,
+            text_dim=4096 if making.true_size else 16,
+            freq_dim=256,
+            eps=1e-6,
+            vae_stride=[8, 32, 32] if lite else [4, 8, 8],
+            patch_size=[1, 1, 1] if lite else [1, 2, 2],
+            num_heads=12,
+            num_layers=30 if making.true_size else LAYERS,
+            has_image_input=False,
+        )
+    dit.to(getattr(torch, making.dtype)).save_pretrained(folder / ("Model_Lite" if lite else "Model_Pro"))
+    (make_ltx if lite else make_wan)(checkout, folder, making)
+    return {"ckpt_dir": str(folder), "wav2vec_dir": make_speech(folder / "wav2vec", making)}
 
 
-def make_wan(checkout: Any, folder: Path) -> None:
+WAN_SIZES: dict[str, Any] = {
+    "dim": 96,
+    "z_dim": 16,
+    "dim_mult": [1, 2, 4, 4],
+    "num_res_blocks": 2,
+    "attn_scales": [],
+    "temperal_downsample": [False, True, True],
+    "dropout": 0.0,
+}
+
+
+def make_wan(checkout: Any, folder: Path, making: Making) -> None:
     """The Wan autoencoder of its true size, which the code fixes."""
     import torch
 
     from workers.engines.upstream.checkout import import_from
 
-    made = import_from(checkout, "flash_head.wan.modules.vae").WanVAE_(
-        dim=96,
-        z_dim=16,
-        dim_mult=[1, 2, 4, 4],
-        num_res_blocks=2,
-        attn_scales=[],
-        temperal_downsample=[False, True, True],
-        dropout=0.0,
-    )
+    with torch.device(making.device):
+        made = import_from(checkout, "flash_head.wan.modules.vae").WanVAE_(**WAN_SIZES)
     (folder / "VAE_Wan").mkdir(parents=True, exist_ok=True)
-    torch.save(made.state_dict(), folder / "VAE_Wan" / "Wan2.1_VAE.pth")
+    state = {name: value.cpu() for name, value in made.state_dict().items()}
+    torch.save(state, folder / "VAE_Wan" / "Wan2.1_VAE.pth")
 
 
-def make_ltx(checkout: Any, folder: Path) -> None:
-    """A small LTX autoencoder with the released one's strides: 8 in time, 32 in space, 128 channels."""
+def make_ltx(checkout: Any, folder: Path, making: Making) -> None:
+    """The LTX autoencoder, or a small one with its strides: 8 in time, 32 in space, 128 channels."""
     import torch
 
     from workers.engines.upstream.checkout import import_from
 
-    config = {
+    config: dict[str, Any] = {
         "_class_name": "CausalVideoAutoencoder",
         "dims": 3,
         "in_channels": 3,
@@ -105,26 +121,28 @@ def make_ltx(checkout: Any, folder: Path) -> None:
         "use_quant_conv": False,
         "causal_decoder": False,
     }
+    if making.true_size:
+        config = dict(import_from(checkout, "flash_head.ltx_video.utils.diffusers_config_mapping").OURS_VAE_CONFIG)
     place = folder / "VAE_LTX"
     place.mkdir(parents=True, exist_ok=True)
     maker = import_from(
         checkout, "flash_head.ltx_video.models.autoencoders.causal_video_autoencoder"
     ).CausalVideoAutoencoder
-    made = maker.from_config(dict(config))
-    state = made.state_dict()
+    with torch.device(making.device):
+        made = maker.from_config(dict(config))
+    state = {name: value.cpu() for name, value in made.state_dict().items()}
     state["per_channel_statistics.std-of-means"] = torch.ones(128)
     state["per_channel_statistics.mean-of-means"] = torch.zeros(128)
     torch.save(state, place / "autoencoder.pth")
     (place / "config.json").write_text(json.dumps(config), encoding="utf-8")
 
 
-def make_speech(folder: Path) -> str:
-    """A wav2vec 2.0 of the true width and depth with thin layers."""
+def make_speech(folder: Path, making: Making) -> str:
+    """A wav2vec 2.0 base, or one of its width and depth with thin layers."""
     from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2Model
 
-    config = Wav2Vec2Config(
-        hidden_size=768, num_hidden_layers=12, num_attention_heads=12, intermediate_size=32, conv_dim=(32,) * 7
-    )
+    thin = {} if making.true_size else {"intermediate_size": 32, "conv_dim": (32,) * 7}
+    config = Wav2Vec2Config(hidden_size=768, num_hidden_layers=12, num_attention_heads=12, **thin)
     Wav2Vec2Model(config).save_pretrained(folder)
     Wav2Vec2FeatureExtractor(do_normalize=True, return_attention_mask=False).save_pretrained(folder)
     return str(folder)
@@ -148,42 +166,59 @@ class WanVAE:
 """
 
 
-def make_liveact(repo: Path, folder: Path, variant: str) -> dict[str, str]:
-    """A checkpoint, what the encoders would say of the check's film, and a stand-in of LightX2V's autoencoder."""
+def make_liveact(repo: Path, folder: Path, size: str, making: Making) -> dict[str, str]:
+    """A checkpoint, what the encoders would say of the check's film, and an autoencoder.
+
+    It is LightX2V's where that can be imported, and otherwise a stand-in.
+    """
     import torch
 
     from workers.engines.flashtalk.conditioners import EncodingCache, digest
     from workers.engines.upstream import liveact, weights
     from workers.engines.upstream.checkout import check_checkout, check_imports, import_from
 
-    torch.cuda.current_device = lambda: 0
+    if making.device == "cpu":
+        torch.cuda.current_device = lambda: 0
     torch.manual_seed(1)
     model = liveact.LiveAct({name: setting.default for name, setting in liveact.KNOWN.items()})
     model.values = {**model.values, "cache": str(folder / "cache")}
-    model.checkout, model.kernel = check_checkout(repo, liveact.LAYOUT), "sdpa"
+    model.values |= {"device": making.device, "kernel": making.kernel}
+    model.checkout = check_checkout(repo, liveact.LAYOUT)
+    model.choose_platform()
     parts = (liveact.TRANSFORMER, liveact.TEXT, liveact.PICTURES, liveact.SPEECH)
     check_imports(model.checkout, parts)
     for name in parts:
         import_from(model.checkout, name)
-    dit = import_from(model.checkout, liveact.TRANSFORMER).WanModel(
-        in_dim=36, dim=256, ffn_dim=64, num_heads=2, num_layers=LAYERS + 1
-    )
+    sizes = (5120, 13824, 40, 40) if making.true_size else (256, 64, 2, LAYERS + 1)
+    torch.set_default_dtype(torch.bfloat16)
+    with torch.device(making.device):
+        dit = import_from(model.checkout, liveact.TRANSFORMER).WanModel(
+            in_dim=36, **dict(zip(("dim", "ffn_dim", "num_heads", "num_layers"), sizes, strict=True))
+        )
+    torch.set_default_dtype(torch.float32)
     dit.to(torch.bfloat16).save_pretrained(folder)
     for name in (liveact.VAE_FILE, liveact.TEXT_FILE, liveact.IMAGE_FILE):
         (folder / name).write_bytes(b"\x80 not read")
     for name in (liveact.TEXT_TOKENIZER, liveact.IMAGE_TOKENIZER):
         (folder / name).mkdir(parents=True)
     model.shards = weights.check_transformer(folder, liveact.CONFIG_KEYS)
-    film = film_of(folder.parent, 1, int(variant), 0)
-    cache, size = EncodingCache(model.cache), f"{variant}x{variant}"
+    film = film_of(folder.parent, 1, 64, 0)
+    cache = EncodingCache(model.cache)
     content = digest(Path(film["portrait"]).read_bytes(), size, model.version)
     rows, seen = torch.randn(512, 4096).bfloat16(), torch.randn(1, 257, 1280).bfloat16()
     cache.fetch("text", digest(film["prompt"], model.version), lambda: {"kept": rows})
     cache.fetch("pictures", content, lambda: {"kept": seen})
-    place = folder / "site/lightx2v/models/video_encoders/hf/wan"
-    place.mkdir(parents=True)
-    (place / "vae.py").write_text(STAND_IN_VAE, encoding="utf-8")
-    return {"ckpt_dir": str(folder), "wav2vec_dir": make_speech(folder / "wav2vec"), "cache": str(folder / "cache")}
+    if importlib.util.find_spec("lightx2v") is None:
+        place = folder / "site/lightx2v/models/video_encoders/hf/wan"
+        place.mkdir(parents=True)
+        (place / "vae.py").write_text(STAND_IN_VAE, encoding="utf-8")
+    else:
+        with torch.device(making.device):
+            vae = importlib.import_module(liveact.VAE).WanVAE_(**WAN_SIZES, pruning_rate=0.0)
+        state = {name: value.bfloat16().cpu() for name, value in vae.state_dict().items()}
+        torch.save(state, folder / liveact.VAE_FILE)
+    speech = make_speech(folder / "wav2vec", making)
+    return {"ckpt_dir": str(folder), "wav2vec_dir": speech, "cache": str(folder / "cache")}
 
 
 MAKERS = {
@@ -241,23 +276,9 @@ class Hosted:
         self.loaded = self.host.start()
 
     def render(self, film: dict[str, Any], first: int, frames: int, carry: bytes | None) -> tuple[bytes, bytes]:
-        """The frames' bytes and the carry at their end."""
-        reading, writing = os.pipe()
-        heard: list[bytes] = []
+        from workers.host.frames import render_to_bytes
 
-        def listen() -> None:
-            while block := os.read(reading, 1 << 20):
-                heard.append(block)
-
-        listener = threading.Thread(target=listen)
-        listener.start()
-        try:
-            *_, end = self.host.render(film, first_frame=first, frames=frames, carry=carry, write_fd=writing)
-        finally:
-            os.close(writing)
-            listener.join()
-            os.close(reading)
-        return b"".join(heard), end.carry
+        return render_to_bytes(self.host, film, first, frames, carry)
 
 
 def check(name: str, repo: Path, python: str, size: int) -> None:
@@ -331,12 +352,19 @@ def main() -> int:
     parser.add_argument("--size", type=int, default=64, help="side of the frames in pixels, a multiple of 32")
     parser.add_argument("--make", choices=sorted(MAKERS), help=argparse.SUPPRESS)
     parser.add_argument("--into", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--frame", default="", help=argparse.SUPPRESS)
+    parser.add_argument("--true-size", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--device", default="cpu", help=argparse.SUPPRESS)
+    parser.add_argument("--dtype", default="float32", help=argparse.SUPPRESS)
+    parser.add_argument("--kernel", default="auto", help=argparse.SUPPRESS)
     asked = parser.parse_args()
     repo = asked.repo.resolve()
     if asked.make:
         make, variant = MAKERS[asked.make]
         asked.into.mkdir(parents=True)
-        print(json.dumps(make(repo, asked.into, variant or str(asked.size))))
+        size = asked.frame or f"{asked.size}x{asked.size}"
+        making = Making(asked.true_size, asked.device, asked.dtype, asked.kernel)
+        print(json.dumps(make(repo, asked.into, variant or size, making)))
         return 0
     from farm.errors import FarmError
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,12 +11,14 @@ import pytest
 from PIL import Image
 
 from farm.devices import DeviceSet
+from workers.host.frames import render_to_bytes as render
 from workers.host.parent import Host, HostSpec
 
 from . import standin
 
 SIZE = 64
 FRAME_BYTES = SIZE * SIZE * 3
+__all__ = ["FRAME_BYTES", "SIZE", "StartHost", "film", "flashhead_settings", "render"]
 
 
 @pytest.fixture(scope="session")
@@ -58,30 +58,6 @@ def film(material: Path, frames: int, **changes: Any) -> dict[str, Any]:
         "facts": {},
         **changes,
     }
-
-
-def render(
-    host: Host, told: dict[str, Any], first: int, frames: int, carry: bytes | None = None
-) -> tuple[bytes, bytes]:
-    """The frames' bytes and the carry at their end."""
-    reading, writing = os.pipe()
-    heard: list[bytes] = []
-
-    def listen() -> None:
-        while block := os.read(reading, 1 << 20):
-            heard.append(block)
-
-    listener = threading.Thread(target=listen)
-    listener.start()
-    end: Any = None
-    try:
-        for event in host.render(told, first_frame=first, frames=frames, carry=carry, write_fd=writing):
-            end = event
-    finally:
-        os.close(writing)
-        listener.join()
-        os.close(reading)
-    return b"".join(heard), end.carry
 
 
 StartHost = Callable[..., Host]

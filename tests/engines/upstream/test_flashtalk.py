@@ -91,6 +91,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         {
             "flash_talk/src/pipeline/flash_talk_pipeline.py": PIPELINE,
             "flash_talk/infinite_talk/modules/multitalk_model.py": TRANSFORMER,
+            "flash_talk/infinite_talk/utils/multitalk_utils.py": "",
             "flash_talk/infinite_talk/configs/__init__.py": CONFIG,
             "flash_talk/wan/modules/clip.py": "",
         },

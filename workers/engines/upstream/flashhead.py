@@ -26,7 +26,9 @@ ENGINE_ID = "soulx-flashhead-1.3b"
 NAME = "SoulX-FlashHead"
 PIPELINE = "flash_head.src.pipeline.flash_head_pipeline"
 TRANSFORMER = "flash_head.src.modules.flash_head_model"
+COLOURS = "flash_head.utils.utils"
 FACE_CROP = "flash_head.utils.facecrop"
+COLOUR_FUNCTIONS = ("rgb_to_lab_torch", "lab_to_rgb_torch")
 SHIFT = 5
 LAYOUT = Layout(
     name=NAME,
@@ -75,7 +77,7 @@ KNOWN: Mapping[str, read.Setting] = {
     **read.LAUNCH,
     **read.PLACES,
     "model_type": read.Choice("pro", ("pro", "lite")),
-    "kernel": read.Choice("auto", ("auto", "fa3", "fa2", "sage", "sdpa", "npu")),
+    "kernel": read.Choice("auto", ("auto", "fa3", "cudnn", "fa2", "sage", "sdpa", "npu")),
     "compile": read.Flag(True),
     "profile": read.Flag(False),
     "npu_fusion_attention": read.Flag(True),
@@ -132,20 +134,15 @@ class FlashHead:
         return (PIPELINE, vae)
 
     def choose_platform(self) -> Platform:
-        from workers.engines.upstream.platforms import choose_kernel, choose_platform
+        from workers.engines.upstream.platforms import choose
 
-        platform = choose_platform(self._values["device"])
-        wanted = self._values["kernel"]
-        if wanted == "auto" and platform.kind == "npu" and not self._values["npu_fusion_attention"]:
-            wanted = "sdpa"
-        self._kernel = choose_kernel(platform, wanted)
-        self._platform = platform
+        platform, self._kernel = choose(self._values)
         return platform
 
     # -- loading ----------------------------------------------------------------------------------------------------
 
     def build(self, platform: Platform) -> Any:
-        from workers.engines.upstream.platforms import export
+        from workers.engines.upstream.platforms import export, keep_constants
 
         values = self._values
         cache = read.cache_folder(values, "flashhead")
@@ -163,6 +160,7 @@ class FlashHead:
             )
         module = import_from(self.checkout, PIPELINE)
         use_kernel(import_from(self.checkout, TRANSFORMER), self._kernel)
+        keep_constants(import_from(self.checkout, COLOURS), COLOUR_FUNCTIONS)
         if not values["profile"]:
             module.print = lambda *_, **__: None  # seven lines a chunk otherwise
         # torch.compile has no back end on an NPU, and a tiny model on the CPU is for checks.

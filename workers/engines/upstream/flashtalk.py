@@ -27,8 +27,10 @@ NAME = "SoulX-FlashTalk"
 PIPELINE = "flash_talk.src.pipeline.flash_talk_pipeline"
 TRANSFORMER = "flash_talk.infinite_talk.modules.multitalk_model"
 PICTURES = "flash_talk.wan.modules.clip"
+COLOURS = "flash_talk.infinite_talk.utils.multitalk_utils"
 CONFIG = "flash_talk.infinite_talk.configs"
 DEFAULT_PROMPT = "A person is talking. Only the foreground characters are moving, the background remains static."
+COLOUR_FUNCTIONS = ("rgb_to_lab_torch", "lab_to_rgb_torch")
 SHIFT = 5
 LAYOUT = Layout(
     name=NAME,
@@ -56,7 +58,7 @@ KNOWN: Mapping[str, read.Setting] = {
     **read.LAUNCH,
     **read.PLACES,
     "engine": read.Only("upstream", "this is upstream's engine"),
-    "kernel": read.Choice("auto", ("auto", "fa2", "fa3", "sdpa", "npu")),
+    "kernel": read.Choice("auto", ("auto", "fa3", "cudnn", "fa2", "sdpa", "npu")),
     "compile": read.Flag(True),
     "profile": read.Flag(False),
     "cpu_offload": read.Flag(False),
@@ -105,14 +107,15 @@ class FlashTalk:
         return check_checkout(folder, LAYOUT)
 
     def choose_platform(self) -> Platform:
-        from workers.engines.upstream.platforms import choose_kernel, choose_platform
+        from workers.engines.upstream.platforms import choose
 
-        platform = choose_platform(self._values["device"])
-        self._kernel = choose_kernel(platform, self._values["kernel"])
+        platform, self._kernel = choose(self._values)
         return platform
 
     def build(self, platform: Platform) -> Any:
         import torch
+
+        from workers.engines.upstream.platforms import keep_constants
 
         values = self._values
         cache = read.cache_folder(values, "flashtalk-upstream")
@@ -122,6 +125,7 @@ class FlashTalk:
         module = import_from(self.checkout, PIPELINE)
         for name in (TRANSFORMER, PICTURES):
             use_kernel(import_from(self.checkout, name), self._kernel)
+        keep_constants(import_from(self.checkout, COLOURS), COLOUR_FUNCTIONS)
         if not values["profile"]:
             module.print = lambda *_, **__: None
         module.COMPILE_MODEL = module.COMPILE_VAE = bool(values["compile"]) and platform.kind == "cuda"

@@ -55,7 +55,7 @@ FORK = "this checkout has it not; it is a fork's"
 KNOWN: Mapping[str, read.Setting] = {
     **read.LAUNCH,
     **read.PLACES,
-    "kernel": read.Choice("auto", ("auto", "fa3", "fa2", "sage", "sdpa", "npu")),
+    "kernel": read.Choice("auto", ("auto", "fa3", "cudnn", "fa2", "sage", "sdpa", "npu")),
     "compile": read.Flag(True),
     "t5_cpu": read.Flag(False),
     "offload_cache": read.Flag(False),
@@ -127,10 +127,9 @@ class LiveAct:
         return self.checkout.notes
 
     def choose_platform(self) -> Platform:
-        from workers.engines.upstream.platforms import choose_kernel, choose_platform
+        from workers.engines.upstream.platforms import choose
 
-        platform = choose_platform(self.values["device"])
-        self.kernel = choose_kernel(platform, self.values["kernel"])
+        platform, self.kernel = choose(self.values)
         if platform.kind != "cuda" and (self.values["block_offload"] or self.values["fp8_gemm"]):
             raise ConfigError(f"{ENGINE_ID}: block_offload and fp8_gemm need a CUDA device")
         return platform

@@ -1,0 +1,738 @@
+#!/usr/bin/env python3
+"""Run the engines of upstream checkouts at true size with random weights, and upstream's own loop and script beside.
+
+    python scripts/bench_checkouts.py --model flashhead-pro --model flashhead-lite --repo PATH --make-random
+    python scripts/bench_checkouts.py --model liveact --repo PATH --lightx2v PATH --make-random
+
+For each model: the engine is loaded through a real host, renders two films warm, is killed in the middle of a third,
+starts anew, goes on from the last carry, and what it renders is compared with the undisturbed film.  Then upstream's
+own loop renders the same clip in one warm process, its export included, and at last ten-second films are made both
+ways: warm by the host, and cold by starting upstream's script for each.  FlashHead's models are loaded and compiled at
+the same time, since that is most of the work; whatever is timed has the card to itself.
+
+Every part has a limit, none stops another, and what was measured is written after each of them.  Nothing is written
+into a checkout.  Modules that a checkout imports and one card does not need are stood in for where they are not
+installed, and the output says which.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import queue
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import traceback
+import wave
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+sys.dont_write_bytecode = True
+
+import numpy as np  # noqa: E402
+
+from farm.devices import DeviceSet  # noqa: E402
+from workers.host.frames import read_frames, render_to_bytes  # noqa: E402
+from workers.host.parent import Host, HostSpec, Progress  # noqa: E402
+
+MODELS = ("flashhead-pro", "flashhead-lite", "liveact")
+REPOSITORIES = {"flashhead": "SoulX-FlashHead", "liveact": "SoulX-LiveAct"}
+RATE, FPS = 16_000, 25
+MARK = "@@ "  # as scripts/upstream_loops.py writes it
+# What the checkouts import and one card does not need: written beside the bench for upstream's own processes, each only
+# where the interpreter has no such package.
+STAND_INS = {
+    "xfuser": {
+        "__init__.py": "",
+        "core/__init__.py": "",
+        "core/distributed.py": "def _none(*_, **__):\n    raise RuntimeError('stood in for')\n\n\n"
+        "get_sequence_parallel_rank = get_sequence_parallel_world_size = get_sp_group = _none\n"
+        "init_distributed_environment = initialize_model_parallel = get_world_group = _none\n",
+        "core/long_ctx_attention.py": "class xFuserLongContextAttention:\n    pass\n",
+    },
+    "mediapipe": {"__init__.py": ""},
+    "decord": {"__init__.py": "class VideoReader:\n    pass\n\n\ndef cpu(*_):\n    pass\n"},
+    "dashscope": {"__init__.py": ""},
+}
+GOALS = {"flashhead-pro": 1.15, "flashhead-lite": 1.6}
+COLD_GOAL = 8.0
+
+
+class Bench:
+    """What all parts share: the clock, the clip, the results, and the processes that must not outlive them."""
+
+    def __init__(self, asked: argparse.Namespace, work: Path) -> None:
+        self.asked, self.work = asked, work
+        self.began = time.monotonic()
+        self.deadline = self.began + asked.seconds
+        self.results: dict[str, Any] = {"seconds_given": asked.seconds, "tiny": asked.tiny, "models": {}}
+        self._writing = threading.RLock()
+        self.children: list[subprocess.Popen[str]] = []
+        self.hosts: list[Host] = []
+        self.ffmpeg = find_ffmpeg(asked.python)
+        self.clip = write_clip(work, asked.clip_seconds, "clip")
+        self.warm = write_clip(work, 1.0 if asked.tiny else 2.3, "warm")
+        self.portrait = write_portrait(work)
+        self.stand_ins = write_stand_ins(work / "stand-ins", asked.python)
+        self.note("stood in for, in upstream's own processes only", ", ".join(self.stand_ins) or "nothing")
+
+    def note(self, *words: Any) -> None:
+        print(f"[{time.monotonic() - self.began:6.1f}]", *words, flush=True)
+
+    def left(self) -> float:
+        return self.deadline - time.monotonic()
+
+    def put(self, model: str, part: str, found: Any) -> None:
+        with self._writing:
+            self.results["models"].setdefault(model, {})[part] = found
+            self.save()
+
+    def save(self) -> None:
+        if not self.asked.json:
+            return
+        with self._writing:
+            self.results["seconds"] = round(time.monotonic() - self.began, 1)
+            staging = self.asked.json.with_suffix(".part")
+            staging.write_text(json.dumps(self.results, indent=1, default=str))
+            staging.replace(self.asked.json)
+
+    def part(self, model: str, name: str, needs_seconds: float, work: Callable[[], Any]) -> Any:
+        """Run one part; what it raises is told and kept, and None is returned."""
+        if self.left() < needs_seconds:
+            self.note(f"{model}: {name}: left out, {self.left():.0f} s are left")
+            self.put(model, name, {"left_out": f"{self.left():.0f} s were left"})
+            return None
+        self.note(f"{model}: {name}")
+        began = time.monotonic()
+        try:
+            found = work()
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt):
+                raise
+            tail = "".join(traceback.format_exception(error))[-1800:]
+            self.note(f"{model}: {name} FAILED after {time.monotonic() - began:.0f} s:\n{tail}")
+            self.put(model, name, {"failed": f"{type(error).__name__}: {error}"[:1500]})
+            return None
+        self.put(model, name, found)
+        if isinstance(found, dict):
+            shown = {key: value for key, value in found.items() if not isinstance(value, list | dict)}
+            self.note(f"{model}: {name}: " + ", ".join(f"{key} {shorten(value)}" for key, value in shown.items()))
+        return found
+
+    def environment(self, stood_in: bool) -> dict[str, str]:
+        env = dict(os.environ)
+        for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+            env.pop(name, None)
+        paths = [str(self.work / "stand-ins")] if stood_in else []
+        paths += [str(self.asked.lightx2v)] if self.asked.lightx2v else []
+        paths += [str(path) for path in self.work.glob("weights-liveact/site")]
+        env["PYTHONPATH"] = os.pathsep.join([*paths, *filter(None, [env.get("PYTHONPATH")])])
+        env["PATH"] = os.pathsep.join([str(self.work / "bin"), env.get("PATH", "")])
+        env["PYTHONUNBUFFERED"], env["PYTHONDONTWRITEBYTECODE"] = "1", "1"
+        env["TORCHINDUCTOR_CACHE_DIR"] = str(self.work / "compiled-upstream")
+        return env
+
+    def spawn(self, argv: list[str], log: Path, **how: Any) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log.open("w"), text=True, **how
+        )
+        self.children.append(process)
+        return process
+
+    def end_all(self) -> None:
+        for host in self.hosts:
+            with contextlib.suppress(Exception):
+                host.kill()
+        for process in self.children:
+            with contextlib.suppress(OSError):
+                if process.poll() is None:
+                    os.killpg(process.pid, signal.SIGKILL)
+
+    def watch(self) -> None:
+        """End everything when the time is over, whatever hangs."""
+
+        def wait() -> None:
+            time.sleep(max(0.0, self.left()) + 15.0)
+            self.note("TIME IS OVER: what was measured so far is written")
+            self.save()
+            self.end_all()
+            os._exit(3)
+
+        threading.Thread(target=wait, daemon=True).start()
+
+
+# Material.
+
+
+def write_clip(work: Path, seconds: float, name: str) -> dict[str, Any]:
+    """The same sound for both sides: 16 bit WAV for upstream, the same levels as float32 for the host."""
+    draw = np.random.Generator(np.random.Philox(key=5))
+    count = round(seconds * RATE)
+    swell = 0.5 + 0.5 * np.sin(np.arange(count) * (2 * np.pi * 3 / RATE))
+    levels = (0.15 * swell * draw.standard_normal(count) * 32767).clip(-32767, 32767).astype("<i2")
+    with wave.open(str(work / f"{name}.wav"), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(RATE)
+        file.writeframes(levels.tobytes())
+    (levels.astype("<f4") / 32768).tofile(work / f"{name}.f32")
+    return {"wav": work / f"{name}.wav", "f32": work / f"{name}.f32", "frames": -(-count * FPS // RATE)}
+
+
+def write_portrait(work: Path) -> Path:
+    """A smooth picture under the name that check_upstream's weights of LiveAct keep their encodings for."""
+    sys.path.insert(0, str(ROOT / "scripts"))
+    from check_upstream import film_of
+
+    return Path(film_of(work, 1, 64, 0)["portrait"])
+
+
+def write_stand_ins(folder: Path, python: str) -> list[str]:
+    """Those that the model's interpreter lacks.  Returns their names."""
+    ask = "import importlib.util as u, sys; print(*[n for n in sys.argv[1:] if u.find_spec(n) is None])"
+    said = subprocess.run([python, "-c", ask, *STAND_INS], capture_output=True, text=True, check=True, timeout=60)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in said.stdout.split():
+        for file, text in STAND_INS[name].items():
+            (folder / name / file).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name / file).write_text(text)
+    return said.stdout.split()
+
+
+def find_ffmpeg(python: str) -> str:
+    """ffmpeg on the path or the one inside imageio-ffmpeg.  Empty where there is none."""
+    found = shutil.which("ffmpeg")
+    if found:
+        return found
+    with contextlib.suppress(Exception):
+        ask = "import imageio_ffmpeg; print(imageio_ffmpeg.get_ffmpeg_exe())"
+        said = subprocess.run([python, "-c", ask], capture_output=True, text=True, check=True, timeout=60)
+        return said.stdout.split()[-1]
+    return ""
+
+
+def make_weights(bench: Bench, model: str) -> dict[str, Any]:
+    asked = bench.asked
+    into = bench.work / f"weights-{model}"
+    argv = [
+        asked.python,
+        str(ROOT / "scripts/check_upstream.py"),
+        "--make",
+        model,
+        "--repo",
+        str(repo_of(asked, model)),
+    ]
+    argv += ["--into", str(into), "--device", "cpu" if asked.tiny else "cuda", "--kernel", asked.kernel]
+    argv += ["--frame", "{}x{}".format(*size_of(asked, model)), "--dtype", asked.dtype]
+    argv += [] if asked.tiny else ["--true-size"]
+    began = time.monotonic()
+    made = subprocess.run(
+        argv, capture_output=True, text=True, check=False, env=bench.environment(False), timeout=max(30, bench.left())
+    )
+    if made.returncode:
+        raise RuntimeError(made.stderr[-2500:])
+    size = sum(path.stat().st_size for path in into.rglob("*") if path.is_file())
+    settings = json.loads(made.stdout.splitlines()[-1])
+    return {"settings": settings, "seconds": time.monotonic() - began, "gigabytes": size / 1e9}
+
+
+def repo_of(asked: argparse.Namespace, model: str) -> Path:
+    """The checkout itself, or the folder that holds both under their names."""
+    inside = asked.repo / REPOSITORIES[model.partition("-")[0]]
+    return (inside if inside.is_dir() else asked.repo).resolve()
+
+
+def size_of(asked: argparse.Namespace, model: str) -> tuple[int, int]:
+    if asked.tiny:
+        return (32, 32) if model == "flashhead-pro" else (64, 64)
+    if model != "liveact":
+        return (512, 512)
+    width, _, height = asked.liveact_size.partition("x")
+    return int(width), int(height)
+
+
+# Our side.
+
+
+class Warm:
+    """A host and the thread that it was started from, which must outlive it."""
+
+    def __init__(self, bench: Bench, model: str, weights: dict[str, str]) -> None:
+        asked = bench.asked
+        kind, _, variant = model.partition("-")
+        self.bench, self.model = bench, model
+        self.width, self.height = size_of(asked, model)
+        settings: dict[str, Any] = {**weights, "repo_path": str(repo_of(asked, model)), "kernel": asked.kernel}
+        settings |= {"device": "cpu" if asked.tiny else "cuda", "compile": asked.compile_liveact or kind != "liveact"}
+        settings.setdefault("cache", str(bench.work / f"cache-{model}"))
+        settings |= {"model_type": variant} if variant else {}
+        # Upstream's wishes are the model's defaults at any size, so that both sides compute the same.
+        self.film_settings: dict[str, Any] = {}
+        environment = bench.environment(False)
+        self.host = Host(
+            HostSpec(
+                engine_module=f"workers.engines.upstream.{kind}",
+                engine_settings=settings,
+                devices=DeviceSet("cpu") if asked.tiny else DeviceSet("cuda", ("0",)),
+                log_file=bench.work / f"host-{model}.log",
+                python=asked.python,
+                environment={
+                    "PYTHONPATH": environment["PYTHONPATH"],
+                    "TORCHINDUCTOR_CACHE_DIR": str(bench.work / f"compiled-{model}"),
+                },
+                load_timeout_seconds=max(60.0, bench.left()),
+                stuck_floor_seconds=120.0,
+            )
+        )
+        bench.hosts.append(self.host)
+        self._thread = ThreadPoolExecutor(1)
+        self.chunk_frames = 0
+
+    def start(self) -> Future[dict[str, Any]]:
+        return self._thread.submit(self._start)
+
+    def _start(self) -> dict[str, Any]:
+        began = time.monotonic()
+        loaded = self.host.start()
+        self.chunk_frames = loaded.description["chunk_frames"]
+        return {
+            "seconds": time.monotonic() - began,
+            "version": loaded.description["version"],
+            "device": loaded.description["device"],
+            "resident_gb": loaded.report["memory_bytes"] / 1e9,
+            "notes": "; ".join(loaded.report["notes"]),
+            "python": loaded.python,
+        }
+
+    def film(self, seed: int, frames: int) -> dict[str, Any]:
+        return {
+            "portrait": str(self.bench.portrait),
+            "audio": str(self.bench.clip["f32"]),
+            "total_frames": frames,
+            "width": self.width,
+            "height": self.height,
+            "fps": [FPS, 1],
+            "prompt": "a person talks",
+            "seed": seed,
+            "settings": self.film_settings,
+            "facts": {},
+        }
+
+    @property
+    def frames(self) -> int:
+        """Of a clip; LiveAct's is shorter, because a block of it takes seconds."""
+        clip: int = self.bench.clip["frames"]
+        return min(clip, round(self.bench.asked.liveact_seconds * FPS)) if self.model == "liveact" else clip
+
+    def encode(self, seed: int, target: Path) -> dict[str, Any]:
+        """A whole film into x264 as the farm does it, while it is rendered; then its sound beside it."""
+        began, marks, film = time.monotonic(), [], self.film(seed, self.frames)
+        with encoder(self.bench, self.width, self.height, target.with_suffix(".video.mp4")) as pipe:
+            for event in self.host.render(film, first_frame=0, frames=self.frames, carry=None, write_fd=pipe):
+                if isinstance(event, Progress):
+                    marks.append(time.monotonic())
+        gaps = [b - a for a, b in pairwise(marks)]
+        # The last chunk has fewer frames and nothing behind it, the second may still be a first one.
+        steady = gaps[1:-1] or gaps
+        return {
+            "frames": self.frames,
+            "first_frame_seconds": marks[0] - began,
+            "wall_seconds": time.monotonic() - began,
+            "chunk_ms": 1e3 * statistics.median(steady),
+            "frames_per_second": self.chunk_frames / statistics.median(steady),
+            "all_chunks_ms": [round(1e3 * gap, 1) for gap in gaps],
+        }
+
+    def two_jobs_and_a_kill(self) -> dict[str, Any]:
+        """Two films warm, the second kept as what the third is compared with; then SIGKILL in the third's middle."""
+        first = self.encode(7, self.bench.work / f"{self.model}-7.mp4")
+        self.bench.note(
+            f"{self.model}: first film: {first['frames_per_second']:.2f} frames/s, {first['all_chunks_ms']}"
+        )
+        whole, end = render_to_bytes(self.host, self.film(8, self.frames), 0, self.frames)
+        self.size = self.width * self.height * 3
+        assert len(whole) == self.frames * self.size, f"{len(whole) / self.size} frames for {self.frames}"
+        self.cut = max(1, self.frames // self.chunk_frames // 2) * self.chunk_frames
+        head, self.carry = render_to_bytes(self.host, self.film(8, self.frames), 0, self.cut)
+        self.whole, self.end = hashlib.sha256(whole[self.cut * self.size :]).hexdigest(), end
+        pid, killed = self.host.pid, []
+        peak = memory_of(pid)
+
+        def kill(progress: Progress) -> None:
+            if not killed and pid is not None:
+                killed.append(progress.frames)
+                os.kill(pid, signal.SIGKILL)
+
+        with contextlib.suppress(Exception):
+            read_frames(
+                self.host,
+                self.film(8, self.frames),
+                first_frame=self.cut,
+                frames=self.frames - self.cut,
+                carry=self.carry,
+                take=lambda block: None,
+                on_progress=kill,
+            )
+        assert killed and not self.host.is_alive, "the host was not killed"
+        return {
+            **first,
+            "peak_gb": peak,
+            "again_equal": head == whole[: self.cut * self.size],
+            "carry_bytes": len(self.carry),
+            "killed_at_frame": self.cut + killed[0],
+        }
+
+    def resume(self) -> dict[str, Any]:
+        began = time.monotonic()
+        rest, end = render_to_bytes(self.host, self.film(8, self.frames), self.cut, self.frames - self.cut, self.carry)
+        return {
+            "from_frame": self.cut,
+            "seconds": time.monotonic() - began,
+            "frames_equal": hashlib.sha256(rest).hexdigest() == self.whole,
+            "carry_equal": end == self.end,
+        }
+
+    def films(self, count: int, limit_seconds: float) -> dict[str, Any]:
+        """Films one after the other, each encoded and with sound; the mux of one runs beside the next."""
+        began, done = time.monotonic(), 0
+        with ThreadPoolExecutor(2) as muxers:
+            muxed = []
+            for number in range(count):
+                target = self.bench.work / f"{self.model}-film-{number}.mp4"
+                self.encode(100 + number, target)
+                muxed.append(muxers.submit(mux, self.bench, target.with_suffix(".video.mp4"), target))
+                done += 1
+                if time.monotonic() - began > limit_seconds:
+                    break
+            for one in muxed:
+                one.result()
+        wall = time.monotonic() - began
+        return {"films": done, "of": count, "wall_seconds": wall, "films_per_hour": 3600 * done / wall}
+
+    def run(self, work: Callable[[], Any]) -> Any:
+        return self._thread.submit(work).result()
+
+    def close(self) -> None:
+        self._thread.submit(self.host.close).result()
+        self._thread.shutdown()
+
+
+@contextlib.contextmanager
+def encoder(bench: Bench, width: int, height: int, target: Path) -> Iterator[int]:
+    """A pipe into x264 with the farm's settings; without ffmpeg the frames are dropped, and the output says so."""
+    raw = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", str(FPS), "-i", "pipe:0"]
+    x264 = ["-c:v", "libx264", "-preset", "veryfast", "-crf", "20", "-pix_fmt", "yuv420p"]
+    argv = [bench.ffmpeg, "-v", "error", "-y", *raw, *x264, str(target)] if bench.ffmpeg else ["cat"]
+    reading, writing = os.pipe()
+    with contextlib.suppress(OSError):
+        fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, 1 << 20)
+    process = subprocess.Popen(argv, stdin=reading, stdout=subprocess.DEVNULL)
+    os.close(reading)
+    try:
+        yield writing
+    finally:
+        os.close(writing)
+        process.wait(120)
+    if process.returncode:
+        raise RuntimeError(f"the encoder ended with {process.returncode}")
+
+
+def mux(bench: Bench, video: Path, target: Path) -> None:
+    if not bench.ffmpeg:
+        return
+    sound = ["-i", str(bench.clip["wav"]), "-c:v", "copy", "-c:a", "aac", "-b:a", "160k"]
+    subprocess.run([bench.ffmpeg, "-v", "error", "-y", "-i", str(video), *sound, str(target)], check=True, timeout=120)
+
+
+def memory_of(pid: int | None) -> float:
+    """Gigabytes that the driver counts for a process, which its allocator keeps once it used them; 0 when unknown."""
+    with contextlib.suppress(OSError, ValueError, subprocess.SubprocessError):
+        ask = ["nvidia-smi", "--query-compute-apps=pid,used_memory", "--format=csv,noheader,nounits"]
+        said = subprocess.run(ask, capture_output=True, text=True, check=True, timeout=20).stdout
+        used = {int(line.split(",")[0]): float(line.split(",")[1]) for line in said.splitlines() if "," in line}
+        return used.get(pid or -1, 0.0) * 2**20 / 1e9
+    return 0.0
+
+
+# Upstream's side.
+
+
+class Loop:
+    """Upstream's own loop in a process of its own; see scripts/upstream_loops.py."""
+
+    def __init__(self, bench: Bench, model: str, weights: dict[str, str]) -> None:
+        asked = bench.asked
+        self.bench = bench
+        self.log = bench.work / f"loop-{model}.log"
+        width, height = size_of(asked, model)
+        argv = [asked.python, str(ROOT / "scripts/upstream_loops.py"), model, "--repo", str(repo_of(asked, model))]
+        argv += ["--weights", weights["ckpt_dir"], "--speech", weights["wav2vec_dir"]]
+        argv += ["--portrait", str(bench.portrait), "--out", str(bench.work / f"upstream-{model}.mp4")]
+        argv += ["--width", str(width), "--height", str(height)]
+        sound = bench.clip
+        if model == "liveact":
+            sound = write_clip(bench.work, min(asked.clip_seconds, asked.liveact_seconds), "clip-liveact")
+            argv += ["--compile"] if asked.compile_liveact else []
+        argv += [
+            "--sound",
+            str(sound["wav"]),
+            "--warm-sound",
+            str((bench.warm if model != "liveact" else sound)["wav"]),
+        ]
+        argv += ["--tiny", "--side", str(width)] if asked.tiny else []
+        self._process = bench.spawn(argv, self.log, env=bench.environment(True), start_new_session=True)
+        self._heard: queue.Queue[dict[str, Any]] = queue.Queue()
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def _listen(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            if line.startswith(MARK):
+                self._heard.put(json.loads(line[len(MARK) :]))
+        self._heard.put({"failed": "its process ended"})
+
+    def hear(self) -> dict[str, Any]:
+        """Its next word.  Raises RuntimeError with the end of its log."""
+        try:
+            heard = self._heard.get(timeout=max(1.0, self.bench.left()))
+        except queue.Empty:
+            heard = {"failed": "it did not answer in time"}
+        if "failed" in heard:
+            raise RuntimeError(f"upstream's loop: {heard['failed']}\n{self.log.read_text()[-1500:]}")
+        return heard
+
+    def measure(self) -> dict[str, Any]:
+        assert self._process.stdin is not None
+        self._process.stdin.write("go\n")
+        self._process.stdin.flush()
+        found = self.hear()
+        gaps, frames = found.pop("chunk_seconds"), found["chunk_frames"]
+        steady = statistics.median(gaps[1:] or gaps)
+        exported = steady + found["export_seconds"] / found["chunks"]
+        return {
+            **found,
+            "chunk_ms": 1e3 * steady,
+            "frames_per_second": frames / steady,
+            "frames_per_second_with_export": frames / exported,
+            "all_chunks_ms": [round(1e3 * gap, 1) for gap in gaps],
+        }
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait(30)
+
+
+def run_cold(bench: Bench, model: str, weights: dict[str, str], count: int, limit_seconds: float) -> dict[str, Any]:
+    """Upstream's script as its users start it, once for each film, with what it compiled before on disk."""
+    asked, walls = bench.asked, []
+    for number in range(count):
+        target = bench.work / f"cold-{model}-{number}.mp4"
+        given = ["--ckpt_dir", weights["ckpt_dir"], "--wav2vec_dir", weights["wav2vec_dir"]]
+        given += ["--model_type", model.partition("-")[2], "--cond_image", str(bench.portrait)]
+        given += ["--audio_path", str(bench.clip["wav"]), "--audio_encode_mode", "stream", "--save_file", str(target)]
+        argv = [asked.python, "generate_video.py", *given]
+        if asked.tiny:
+            script = [str(ROOT / "scripts/upstream_loops.py"), "script", "--tiny", "--repo", str(repo_of(asked, model))]
+            script += ["--side", str(size_of(asked, model)[0])]
+            argv = [asked.python, *script, *given]
+        began = time.monotonic()
+        log = bench.work / f"cold-{model}.log"
+        with log.open("w") as output:
+            process = subprocess.Popen(
+                argv,
+                cwd=repo_of(asked, model),
+                env=bench.environment(True),
+                stdout=output,
+                stderr=output,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+                text=True,
+            )
+            bench.children.append(process)
+            try:
+                code = process.wait(max(1.0, bench.left()))
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                raise
+        if code or not target.is_file():
+            raise RuntimeError(f"the script ended with {code}:\n{log.read_text()[-1500:]}")
+        walls.append(time.monotonic() - began)
+        bench.note(f"{model}: the script's film {number + 1}: {walls[-1]:.1f} s")
+        if sum(walls) > limit_seconds:
+            break
+    mean = statistics.mean(walls)
+    said = f"{len(walls)} measured; the hour is extrapolated from them"
+    return {"films": len(walls), "seconds_each": walls, "films_per_hour": 3600 / mean, "note": said}
+
+
+# The parts in their order.
+
+
+def run_flashhead(bench: Bench, models: list[str]) -> None:
+    asked = bench.asked
+    with ThreadPoolExecutor(len(models)) as pool:
+        makers = {m: pool.submit(bench.part, m, "weights", 20, lambda m=m: make_weights(bench, m)) for m in models}
+        weights = {model: maker.result()["settings"] for model, maker in makers.items() if maker.result()}
+    models = [model for model in models if model in weights]
+    warm = {model: Warm(bench, model, weights[model]) for model in models}
+    loops = {model: Loop(bench, model, weights[model]) for model in models if "loop" in asked.parts}
+    starting = {}
+    for model in models:
+        # Each host takes the card by a lock of its own here, so that both can be compiled at once.
+        os.environ["FARM_CARD_LOCKS"] = str(bench.work / f"locks-{model}")
+        starting[model] = warm[model].start()
+        time.sleep(1.0)
+    alive = [m for m in models if bench.part(m, "load, compiling beside the others", 20, starting[m].result)]
+    for model in list(loops):
+        if not bench.part(model, "upstream's loop: load, compiling", 10, loops[model].hear):
+            loops.pop(model).close()
+    killed = [m for m in alive if bench.part(m, "jobs", 20, lambda m=m: warm[m].run(warm[m].two_jobs_and_a_kill))]
+    for model, loop in loops.items():
+        bench.part(model, "upstream's loop", 15, loop.measure)
+        loop.close()
+        compare(bench, model)
+    again = {}
+    for model in killed:
+        os.environ["FARM_CARD_LOCKS"] = str(bench.work / f"locks-{model}")
+        again[model] = warm[model].start()
+        time.sleep(1.0)
+    back = [m for m in killed if bench.part(m, "load again, from compiled", 20, again[m].result)]
+    for model in back:
+        bench.part(model, "resume", 10, lambda m=model: warm[m].run(warm[m].resume))
+    for model in back:
+        if "films" in asked.parts:
+            limit = min(asked.film_seconds, max(5.0, bench.left() - 20))
+            bench.part(
+                model, "warm films", 15, lambda m=model, s=limit: warm[m].run(lambda: warm[m].films(asked.films, s))
+            )
+    for model in models:
+        bench.part(model, "closing", 0, warm[model].close)
+    for model in models:
+        if "cold" in asked.parts:
+            share = max(1.0, bench.left() / (len(models) - models.index(model)) - 40)
+            bench.part(
+                model,
+                "cold films",
+                45 if not asked.tiny else 10,
+                lambda m=model, s=share: run_cold(bench, m, weights[m], asked.cold_films, s),
+            )
+            compare(bench, model)
+
+
+def run_liveact(bench: Bench) -> None:
+    asked, model = bench.asked, "liveact"
+    made = bench.part(model, "weights", 60 if not asked.tiny else 10, lambda: make_weights(bench, model))
+    if not made:
+        return
+    os.environ["FARM_CARD_LOCKS"] = str(bench.work / f"locks-{model}")
+    warm = Warm(bench, model, made["settings"])
+    if bench.part(model, "load", 30, lambda: warm.start().result()):
+        killed = bench.part(model, "jobs", 30, lambda: warm.run(warm.two_jobs_and_a_kill))
+        if killed and bench.part(model, "load again", 30, lambda: warm.start().result()):
+            bench.part(model, "resume", 10, lambda: warm.run(warm.resume))
+    bench.part(model, "closing", 0, warm.close)
+    if "loop" in asked.parts and bench.left() > (60 if not asked.tiny else 10):
+        loop = Loop(bench, model, made["settings"])
+        if bench.part(model, "upstream's loop: load", 30, loop.hear):
+            bench.part(model, "upstream's loop", 10, loop.measure)
+        loop.close()
+        compare(bench, model)
+
+
+def compare(bench: Bench, model: str) -> None:
+    """Our frames per second by upstream's, and films an hour warm by cold, where both are there."""
+    found = bench.results["models"][model]
+    ours, theirs = found.get("jobs", {}), found.get("upstream's loop", {})
+    said: dict[str, Any] = {}
+    if "frames_per_second" in ours and "frames_per_second" in theirs:
+        said["steady_to_their_chunks"] = ours["frames_per_second"] / theirs["frames_per_second"]
+        said["steady_to_their_chunks_and_export"] = ours["frames_per_second"] / theirs["frames_per_second_with_export"]
+        said["goal"] = GOALS.get(model, "none")
+    warm, cold = found.get("warm films", {}), found.get("cold films", {})
+    if "films_per_hour" in warm and "films_per_hour" in cold:
+        said["warm_to_cold"] = warm["films_per_hour"] / cold["films_per_hour"]
+        said["cold_goal"] = COLD_GOAL
+    if said:
+        bench.put(model, "compared", said)
+        bench.note(f"## {model}: " + ", ".join(f"{name} {shorten(value)}" for name, value in said.items()))
+
+
+def shorten(value: Any) -> str:
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", action="append", choices=MODELS, required=True, help="several times")
+    parser.add_argument("--repo", type=Path, required=True, help="the checkout, or the folder that holds them")
+    parser.add_argument("--weights", type=Path, help="folder for weights and everything else; temporary by default")
+    parser.add_argument(
+        "--make-random", action="store_true", help="make random weights there; nothing else is known yet"
+    )
+    parser.add_argument("--lightx2v", type=Path, help="folder to import LightX2V's autoencoder from, for LiveAct")
+    parser.add_argument("--python", default=sys.executable, help="the model's interpreter")
+    parser.add_argument("--tiny", action="store_true", help="on the CPU with tiny weights: does every part run")
+    parser.add_argument("--seconds", type=float, default=400.0, help="for everything; then what is there is written")
+    parser.add_argument("--film-seconds", type=float, default=45.0, help="for the warm films of one model")
+    parser.add_argument("--films", type=int, default=10, help="warm films of each model")
+    parser.add_argument("--cold-films", type=int, default=2, help="films by the script of each model")
+    parser.add_argument("--clip-seconds", type=float, default=10.0, help="length of a film")
+    parser.add_argument("--liveact-seconds", type=float, default=6.0, help="length of LiveAct's, at most a clip's")
+    parser.add_argument("--liveact-size", default="416x720", help="width x height")
+    parser.add_argument("--compile-liveact", action="store_true", help="compile it on both sides, as its script does")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of FlashHead's files")
+    parser.add_argument("--kernel", default="auto", help="the engines' attention kernel")
+    parser.add_argument("--parts", default="loop,films,cold", help="of loop, films and cold; the jobs always run")
+    parser.add_argument("--json", type=Path, help="write all figures to this file")
+    asked = parser.parse_args()
+    if not asked.make_random:
+        parser.error("--make-random is the only source of weights so far")
+    asked.repo = asked.repo.resolve()
+    asked.parts = set(asked.parts.split(","))
+    if asked.lightx2v:
+        asked.lightx2v = asked.lightx2v.resolve()
+    models = list(dict.fromkeys(asked.model))
+    with contextlib.ExitStack() as stack:
+        if asked.weights:
+            work = asked.weights.resolve()
+            work.mkdir(parents=True, exist_ok=True)
+        else:
+            work = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        bench = Bench(asked, work)
+        (work / "bin").mkdir(exist_ok=True)
+        if bench.ffmpeg and not shutil.which("ffmpeg"):
+            with contextlib.suppress(FileExistsError):
+                (work / "bin/ffmpeg").symlink_to(bench.ffmpeg)
+        bench.note("ffmpeg:", bench.ffmpeg or "NONE: nothing is encoded on either side")
+        bench.watch()
+        try:
+            flashheads = [model for model in models if model != "liveact"]
+            if flashheads:
+                run_flashhead(bench, flashheads)
+            if "liveact" in models:
+                run_liveact(bench)
+        finally:
+            bench.end_all()
+            bench.save()
+        bench.note("done")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
