@@ -2,8 +2,9 @@
 
 A card belongs to one host at a time, whichever farm or user started it.  A host's worker takes a lock on a file of the
 card's name in a folder that the whole machine shares and hands the open file on to its host, so that the kernel gives
-the card free when the last of them is gone, however they end.  Cards are known by UUID where nvidia-smi tells it, so
-that `cuda:0` and `cuda:GPU-…` are the same one; other cards are known by kind and index.
+the card free when the last of them is gone, however they end.  Workers that were all told to share a card
+(`share_card`) hold its lock together.  Cards are known by UUID where nvidia-smi tells it, so that `cuda:0` and
+`cuda:GPU-…` are the same one; other cards are known by kind and index.
 """
 
 from __future__ import annotations
@@ -141,6 +142,7 @@ class Holder:
 
     who: str
     pid: int
+    shares: bool = False  # others may hold it too
 
 
 class Claim:
@@ -160,10 +162,11 @@ def lock_folder() -> Path:
     return Path(os.environ.get("FARM_CARD_LOCKS") or "/tmp/farm-cards")
 
 
-def claim_cards(devices: Sequence[DeviceSet], who: str) -> Claim:
+def claim_cards(devices: Sequence[DeviceSet], who: str, *, shares: bool = False) -> Claim:
     """Take every card of these device sets, or none.  Raises DeviceFault naming who holds one.
 
-    The folder is locked too, shared: that keeps cleaners of temporary files (tmpfiles.d) out of it.
+    With `shares` a card may be held by others too, if each of them shares it.  The folder is locked as well, shared:
+    that keeps cleaners of temporary files (tmpfiles.d) out of it.
     """
     claim = Claim([])
     wanted: dict[str, str] = {}  # key: the card in the words of its device set
@@ -179,7 +182,7 @@ def claim_cards(devices: Sequence[DeviceSet], who: str) -> Claim:
         claim.descriptors.append(folder)
         fcntl.flock(folder, fcntl.LOCK_SH)
         for key in sorted(wanted):
-            claim.descriptors.append(_take(folder, key, wanted[key], who, deadline))
+            claim.descriptors.append(_take(folder, key, wanted[key], who, deadline, shares=shares))
     except BaseException as error:
         claim.release()
         if isinstance(error, OSError):
@@ -203,21 +206,22 @@ def _open_folder() -> int:
     return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
 
 
-def _take(folder: int, key: str, shown: str, who: str, deadline: float) -> int:
+def _take(folder: int, key: str, shown: str, who: str, deadline: float, *, shares: bool) -> int:
     descriptor = _open_lock(folder, key)
     try:
         while True:
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(descriptor, (fcntl.LOCK_SH if shares else fcntl.LOCK_EX) | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
                 if time.monotonic() > deadline:
                     holder = _read_holder(descriptor)
                     by = f"by {holder.who} (pid {holder.pid})" if holder else "by another process"
                     also = "" if shown == key.replace("-", ":") else f" ({key})"
-                    raise DeviceFault(f"card {shown}{also} is held {by}; a card belongs to one worker") from None
+                    rule = "a card belongs to one worker, or to several that all have share_card"
+                    raise DeviceFault(f"card {shown}{also} is held {by}; {rule}") from None
                 time.sleep(0.1)
-        said = json.dumps({"who": who, "pid": os.getpid()}).encode()
+        said = json.dumps({"who": who, "pid": os.getpid(), "shares": shares}).encode()
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, said, 0)
     except BaseException:
@@ -242,19 +246,24 @@ def _open_lock(folder: int, key: str) -> int:
 def _read_holder(descriptor: int) -> Holder | None:
     try:
         said = json.loads(os.pread(descriptor, 4096, 0))
-        return Holder(str(said["who"]), int(said["pid"]))
+        return Holder(str(said["who"]), int(said["pid"]), bool(said.get("shares", False)))
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
 def holder_of(key: str) -> Holder | None:
-    """Who holds the card now; None when nobody does, or when this user may not look."""
+    """Who holds the card now, of several the one that came last; None when nobody does, or this user may not look."""
     try:
         descriptor = os.open(lock_folder() / re.sub(r"[^A-Za-z0-9._-]", "_", key), os.O_RDONLY | os.O_NOFOLLOW)
     except OSError:
         return None
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)  # let go at once; a claimer waits longer than that
+        # Let go at once; a claimer waits longer than that.  Whoever shares the card does not stand in the way of this
+        # look, so another is taken where the last holder shared; two who only look could find each other by it.
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        last = _read_holder(descriptor)
+        if last is not None and last.shares:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return None
     except BlockingIOError:
         return _read_holder(descriptor) or Holder("an unknown process", 0)

@@ -133,7 +133,8 @@ def _roster(settings: Settings) -> list[Finding]:
 
 def _places(spec: WorkerSpec) -> str:
     ranks = f" as {spec.world_size} ranks" if spec.world_size > 1 else ""
-    return str(spec.device_set) + ranks + (f", prompts on {spec.text_device}" if spec.text_device else "")
+    shared = ", which it may share" if spec.share_card and spec.device_set.kind != "cpu" else ""
+    return str(spec.device_set) + ranks + shared + (f", prompts on {spec.text_device}" if spec.text_device else "")
 
 
 def _cards(kind: str, specs: list[WorkerSpec]) -> list[Finding]:
@@ -157,7 +158,8 @@ def _cards(kind: str, specs: list[WorkerSpec]) -> list[Finding]:
 
 def _card(card: Card) -> Finding:
     holder = holder_of(card.key)
-    held = f"held by {holder.who} (pid {holder.pid})" if holder else "held by no farm"
+    shared = " and shared" if holder and holder.shares else ""
+    held = f"held by {holder.who} (pid {holder.pid}){shared}" if holder else "held by no farm"
     uuid = f", {card.uuid}" if card.uuid else ""
     memory = f"{card.used_mb / 1024:.1f} of {card.total_mb / 1024:.1f} GiB in use"
     health = f", health {card.health}" if card.health else ""

@@ -33,6 +33,7 @@ class WorkerSpec(BaseModel):
     env_script: str = ""
     text_device: str = ""
     ranks: int = Field(default=0, ge=0, le=64)
+    share_card: bool = False
     environment: dict[str, str] = {}
     settings: dict[str, Any] = {}
     enabled: bool = True
@@ -110,11 +111,13 @@ def load_roster() -> list[WorkerSpec]:
             _check(spec, where)
             specs.append(spec)
     for one, other in itertools.combinations(specs, 2):
+        if one.share_card and other.share_card:
+            continue
         for ours, theirs in itertools.product(one.device_sets, other.device_sets):
             if same_cards(ours, theirs):
                 raise ConfigError(
                     f"{path}: workers {one.name} and {other.name} both claim {ours} / {theirs};"
-                    " a device belongs to one worker"
+                    " a device belongs to one worker, or to several that all have share_card = true"
                 )
     return specs
 

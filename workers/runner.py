@@ -521,6 +521,7 @@ class Runner:
                 silence_seconds=host.rank_silence_seconds,
                 text_device=parse_devices(spec.text_device) if spec.text_device else None,
                 holder=f"worker {spec.name} of the farm in {self.settings.home}",
+                shares_cards=spec.share_card,
             ),
             model,
             host.stop_seconds,

@@ -160,6 +160,22 @@ def test_a_card_belongs_to_one_process_of_the_machine(
     assert holder_of(FIRST) is None
 
 
+def test_a_card_is_shared_by_those_alone_who_all_share_it(tools: Tools, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cards, "YIELD_SECONDS", 0.1)
+    first = claim_cards([parse_devices("npu:3")], "one", shares=True)
+    second = claim_cards([parse_devices("npu:3")], "two", shares=True)
+    assert holder_of("npu-3") == cards.Holder("two", os.getpid(), shares=True)
+    first.release()
+    with pytest.raises(DeviceFault, match=r"held by two .* or to several that all have share_card"):
+        claim_cards([parse_devices("npu:3")], "three")
+    second.release()
+    assert holder_of("npu-3") is None
+    alone = claim_cards([parse_devices("npu:3")], "three")
+    with pytest.raises(DeviceFault, match=r"card npu:3 is held by three"):
+        claim_cards([parse_devices("npu:3")], "four", shares=True)
+    alone.release()
+
+
 def test_a_card_stays_taken_until_whoever_was_given_its_lock_is_gone(
     tools: Tools, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -53,6 +53,16 @@ def test_a_worker_has_a_rank_for_each_card_unless_told_otherwise(home: Path) -> 
     assert [str(devices) for devices in four.device_sets] == ["npu:2,3,4,5", "npu:6"]
 
 
+def test_workers_that_all_say_so_may_share_a_card(home: Path) -> None:
+    shared = "devices = 'cuda:0'\nshare_card = true\n"
+    file = home / "workers.toml"
+    file.write_text(f"[workers.a]\n{shared}[workers.b]\n{shared}")
+    assert [spec.share_card for spec in load_roster()] == [True, True]
+    file.write_text(f"[workers.a]\n{shared}[workers.b]\ndevices = 'cuda:0'\n")
+    with pytest.raises(ConfigError, match=r"a and b both claim cuda:0 / cuda:0; .* all have share_card = true"):
+        load_roster()
+
+
 def test_a_farm_starts_what_its_file_says_in_its_order(home: Path) -> None:
     (home / "workers.toml").write_text(
         "[workers.z]\ndevices = 'cuda:1'\n[workers.off]\nenabled = false\n[workers.a]\ndevices = 'cuda:2,3'\n"

@@ -61,6 +61,7 @@ class HostSpec:
     silence_seconds: float = 20.0  # a rank that shows no life for so long is lost
     text_device: DeviceSet | None = None  # where rank 0 may keep what encodes prompts
     holder: str = ""  # who holds the cards, as others are told
+    shares_cards: bool = False  # with others that were told the same
 
     def argv(self, fd: int) -> list[str]:
         child = [self.python, "-m", "workers.host.child", str(fd), self.engine_module]
@@ -165,7 +166,8 @@ class Host:
         if self.spec.env_script and not Path(self.spec.env_script).is_file():
             raise ConfigError(f"env_script {self.spec.env_script!r} does not exist")
         if self._claim is None:
-            self._claim = claim_cards(self.spec.device_sets, self.spec.holder or f"pid {os.getpid()}")
+            who = self.spec.holder or f"pid {os.getpid()}"
+            self._claim = claim_cards(self.spec.device_sets, who, shares=self.spec.shares_cards)
         ours, theirs = socket.socketpair()
         self.spec.log_file.parent.mkdir(parents=True, exist_ok=True)
         for rank in range(self.spec.ranks):

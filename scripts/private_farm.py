@@ -1,0 +1,344 @@
+"""A farm of its own for a bench: a home, a private Redis, an SQLite ledger and workers, all ended with it.
+
+It is started and fed as a person does it, by `farm up` and `farm submit`, as `python -m farm.cli` out of this checkout,
+so that nothing needs to be installed but what the farm imports.  No wait is without an end: what does not come raises
+Failed, and `tails` tells what the logs said last.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from farm import processes, supervisor  # noqa: E402
+from farm.config import Settings, load_settings  # noqa: E402
+from farm.ledger import Ledger, open_ledger, read  # noqa: E402
+from farm.ledger.values import Attempt, Segment, Worker  # noqa: E402
+from farm.states import Event, SegmentKind, WorkerState  # noqa: E402
+
+# What a bench may be told from outside; every other FARM_ variable belongs to somebody else's farm.
+KEPT = ("FARM_FFMPEG", "FARM_FACE_MODELS", "FARM_CACHE", "FARM_CARD_LOCKS")
+COMMAND_SECONDS = 120.0
+TAIL_LINES = 25
+WARM = re.compile(r"is warm on .* after ([0-9.]+) s")
+
+
+class Failed(Exception):
+    """The bench cannot go on; one sentence for people."""
+
+
+@dataclass(frozen=True)
+class Kill:
+    """A process that was killed while a segment was under its hands."""
+
+    what: str  # "host" or "worker"
+    worker: str
+    job_id: int
+    segment_id: int
+    number: int  # of the segment in its film
+    attempt: int
+    at: float  # seconds since 1970, by this machine's clock, which is also the ledger's
+
+
+class PrivateFarm:
+    """The farm in `home`; a context that ends it."""
+
+    def __init__(
+        self,
+        home: Path,
+        workers: Mapping[str, Mapping[str, Any]],
+        models: Mapping[str, str],
+        settings: Mapping[str, str],
+    ) -> None:
+        """`workers` are the tables of workers.toml, `models` the texts of model files by id, `settings` variables."""
+        self.home = home
+        self.tables = workers
+        self.renderers = [name for name, table in workers.items() if table.get("model")]
+        home.mkdir(parents=True, exist_ok=True)
+        (home / "models").mkdir(exist_ok=True)
+        for model_id, text in models.items():
+            (home / "models" / f"{model_id}.toml").write_text(text)
+        (home / "workers.toml").write_text(_roster(workers))
+        kept = {k: v for k, v in os.environ.items() if not k.startswith("FARM_") or k in KEPT}
+        path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+        own = {"FARM_HOME": str(home), "FARM_MACHINE": "bench", "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
+        self.environment = kept | own | dict(settings)
+        for name in [name for name in os.environ if name.startswith("FARM_") and name not in KEPT]:
+            del os.environ[name]
+        os.environ.update({k: v for k, v in self.environment.items() if k.startswith("FARM_")})
+        self.settings: Settings = load_settings()
+        self.ledger: Ledger = open_ledger(self.settings.ledger)
+
+    def __enter__(self) -> PrivateFarm:
+        try:
+            self.command("up")
+        except BaseException:
+            self.end()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
+
+    def end(self) -> None:
+        """Stop everything, hosts of killed workers too."""
+        with contextlib.suppress(Failed):
+            self.command("down")
+        for worker in self.workers():
+            if worker.host_pid is not None and worker.pid and not psutil.pid_exists(worker.pid):
+                processes.kill_group(worker.host_pid)
+        self.ledger.close()
+
+    # What a person does
+
+    def command(self, *words: str) -> str:
+        """`farm WORDS`; what it printed.  Raises Failed with what it complained of."""
+        argv = [sys.executable, "-m", "farm.cli", *words]
+        try:
+            done = subprocess.run(
+                argv, cwd=self.home, env=self.environment, capture_output=True, text=True, timeout=COMMAND_SECONDS
+            )
+        except subprocess.TimeoutExpired:
+            raise Failed(f"farm {' '.join(words)} did not end within {COMMAND_SECONDS:.0f} s") from None
+        if done.returncode:
+            raise Failed(f"farm {' '.join(words)} ended with {done.returncode}: {done.stderr.strip()[-2000:]}")
+        return done.stdout
+
+    def submit(self, name: str, rows: Sequence[Mapping[str, Any]], *, again: bool = False) -> list[int]:
+        """The ids of the jobs of these rows, in their order."""
+        batch = self.home / f"{name}.csv"
+        columns = list(dict.fromkeys(column for row in rows for column in row))
+        with batch.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, columns)
+            writer.writeheader()
+            writer.writerows(rows)
+        words = ["submit", str(batch), "-o", str(self.home / "films" / name), "--json", *(["--again"] if again else [])]
+        ids: list[int] = json.loads(self.command(*words))["new"]
+        if len(ids) != len(rows):
+            raise Failed(f"{len(rows)} rows were submitted and {len(ids)} jobs made of them")
+        return ids
+
+    # What is seen
+
+    def workers(self) -> list[Worker]:
+        return [worker for worker in read.workers(self.ledger) if worker.name.partition("@")[0] in self.tables]
+
+    def worker(self, name: str) -> Worker:
+        return next(worker for worker in self.workers() if worker.name.partition("@")[0] == name)
+
+    def await_warm(self, deadline: float) -> float:
+        """Until every engine is loaded; returns the seconds that it took from now.  Raises Failed."""
+        began = time.monotonic()
+
+        def warm() -> bool:
+            seen = {worker.name.partition("@")[0]: worker for worker in self.workers()}
+            for worker in seen.values():
+                if worker.reason and "could not be loaded" in worker.reason:
+                    raise Failed(f"worker {worker.name}: {worker.reason}")
+            ready = (WorkerState.IDLE, WorkerState.RENDERING)
+            return all(name in seen and seen[name].state in ready for name in self.tables)
+
+        wait_until(warm, deadline, "warm workers")
+        return time.monotonic() - began
+
+    def attempts(self, jobs: Sequence[int]) -> list[tuple[Segment, Attempt]]:
+        """Every attempt of a render segment of these jobs."""
+        found = []
+        for job_id in jobs:
+            segments = {s.id: s for s in read.segments(self.ledger, job_id) if s.kind is SegmentKind.RENDER}
+            found += [
+                (segments[a.segment_id], a) for a in read.attempts(self.ledger, job_id) if a.segment_id in segments
+            ]
+        return found
+
+    def loads(self) -> dict[str, list[float]]:
+        """The seconds of each load of an engine, by worker, as its log tells them."""
+        return {name: [float(s) for s in WARM.findall(self._log(f"worker-{name}.log"))] for name in self.renderers}
+
+    def _log(self, name: str) -> str:
+        try:
+            return (self.settings.logs_dir / name).read_text(errors="replace")
+        except OSError:
+            return ""
+
+    def tails(self) -> str:
+        """The end of every log."""
+        said = []
+        for path in sorted(self.settings.logs_dir.glob("*.log")):
+            lines = self._log(path.name).splitlines()[-TAIL_LINES:]
+            said.append("\n".join([f"--- {path.name}", *lines]))
+        return "\n".join(said)
+
+    # What is done to it
+
+    def kill_mid_segment(self, what: str, jobs: Sequence[int], spared: set[int], deadline: float) -> Kill | None:
+        """SIGKILL to the host, or to the worker, that is in the middle of a segment with a carry before it.
+
+        `spared` are jobs that were hit before.  Waits for such a moment and for the attempt's end; None when the jobs
+        ended before one came.  Raises Failed.
+        """
+        while True:
+            found: list[tuple[Segment, Attempt]] = []
+
+            def look(found: list[tuple[Segment, Attempt]] = found) -> bool:
+                found[:] = [pair for pair in self._in_the_middle(jobs) if pair[0].job_id not in spared][:1]
+                return bool(found) or not read.unfinished(self.ledger, jobs)
+
+            wait_until(look, deadline, "a segment in its middle", every=0.02)
+            if not found:
+                return None
+            segment, attempt = found[0]
+            name = attempt.worker.partition("@")[0]
+            kill = Kill(what, name, segment.job_id, segment.id, segment.number, attempt.number, time.time())
+            if what == "worker":
+                self._kill_worker(name)
+            else:
+                pid = self.worker(name).host_pid
+                if pid is None:
+                    continue
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            outcome = self._await_end(attempt, deadline)
+            if outcome != Event.SUCCEED.value:
+                return kill
+            if what == "worker":  # it had just published, and there is no second one to kill
+                raise Failed(f"worker {name} was killed after its segment was published")
+
+    def _in_the_middle(self, jobs: Sequence[int]) -> Iterator[tuple[Segment, Attempt]]:
+        """Running segments that by the speed of the one before them are between a third and two thirds."""
+        for running in read.running(self.ledger, jobs):
+            if running.kind is not SegmentKind.RENDER or running.number == 0:
+                continue
+            tried = self.attempts([running.job_id])
+            now = next((a for s, a in tried if s.id == running.id and a.ended_at is None), None)
+            before = [a for s, a in tried if s.number == running.number - 1 and a.outcome == Event.SUCCEED.value]
+            if now is None or not before or before[-1].ended_at is None:
+                continue
+            usual = (before[-1].ended_at - before[-1].started_at) / before[-1].frames * running.frames
+            if usual / 3 < time.time() - now.started_at < usual * 2 / 3:
+                yield running, now
+
+    def _kill_worker(self, name: str) -> None:
+        """The worker's process for good: the supervisor, which would start it again, goes first."""
+        for one in (supervisor.NAME, f"worker-{name}"):
+            running = processes.find(one, self.settings.run_dir)
+            if running is None:
+                raise Failed(f"{one} does not run")
+            running.signal(signal.SIGKILL)
+            if not running.wait_gone(30):
+                raise Failed(f"{one} survived SIGKILL")
+
+    def _await_end(self, attempt: Attempt, deadline: float) -> str | None:
+        found: list[Attempt] = []
+
+        def over() -> bool:
+            same = (a for a in read.attempts(self.ledger, attempt.job_id) if a.id == attempt.id)
+            found[:] = [a for a in same if a.ended_at is not None]
+            return bool(found)
+
+        wait_until(over, deadline, "the end of the killed attempt")
+        return found[0].outcome
+
+
+class Gauge:
+    """Memory, and on cards how busy they are, looked at twice a second: per card, or per host on the CPU."""
+
+    def __init__(self, farm: PrivateFarm, cards: Sequence[str]) -> None:
+        self.farm, self.cards = farm, cards
+        self.peak_gb: dict[str, float] = {}
+        self.busy: list[tuple[float, str, float]] = []  # when, which card, percent of the last half second
+        self._over = threading.Event()
+        self._tool: subprocess.Popen[str] | None = None
+        self._thread = threading.Thread(target=self._watch_cards if cards else self._watch_hosts, daemon=True)
+
+    def __enter__(self) -> Gauge:
+        if self.cards:
+            fields = "--query-gpu=index,utilization.gpu,memory.used"
+            argv = ["nvidia-smi", fields, "--format=csv,noheader,nounits", "-lms", "500"]
+            with contextlib.suppress(OSError):
+                self._tool = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        if self._tool is not None:
+            self._tool.kill()
+            self._tool.wait()
+        self._thread.join(10)
+
+    def _watch_cards(self) -> None:
+        if self._tool is None or self._tool.stdout is None:
+            return
+        for line in self._tool.stdout:
+            index, busy, used = ([cell.strip() for cell in line.split(",")] + ["", "", ""])[:3]
+            if index not in self.cards:
+                continue
+            if used.isdigit():
+                self._note(f"card {index}", int(used) * 2**20)
+            if busy.isdigit():
+                self.busy.append((time.time(), index, float(busy)))
+
+    def _watch_hosts(self) -> None:
+        while not self._over.wait(0.5):
+            for worker in self.farm.workers():
+                with contextlib.suppress(psutil.Error):
+                    if worker.host_pid is not None:
+                        used = psutil.Process(worker.host_pid).memory_info().rss
+                        self._note(worker.name.partition("@")[0], used)
+
+    def _note(self, name: str, used: int) -> None:
+        self.peak_gb[name] = max(self.peak_gb.get(name, 0.0), round(used / 1e9, 3))
+
+    def busy_share(self, card: str, begin: float, end: float) -> float | None:
+        """What nvidia-smi said between two instants, as a share; None where it said nothing."""
+        said = [percent for at, index, percent in list(self.busy) if index == card and begin <= at <= end]
+        return sum(said) / len(said) / 100 if said else None
+
+
+def wait_until(claim: Callable[[], bool], deadline: float, what: str, every: float = 0.1) -> None:
+    """Raises Failed at `deadline`, which counts as time.monotonic does."""
+    while not claim():
+        if time.monotonic() > deadline:
+            raise Failed(f"waited for {what} until the bench's time was over")
+        time.sleep(every)
+
+
+def change_model(text: str, **values: str) -> str:
+    """A model file's text with other values, written as TOML, of some keys.  Raises Failed for a key that it lacks."""
+    for key, value in values.items():
+        text, count = re.subn(rf"(?m)^{key} = .*$", lambda _, line=f"{key} = {value}": line, text, count=1)
+        if not count:
+            raise Failed(f"the model's file has no {key}")
+    return text
+
+
+def _roster(tables: Mapping[str, Mapping[str, Any]]) -> str:
+    lines = []
+    for name, table in tables.items():
+        lines.append(f"[workers.{name}]")
+        lines += [f"{key} = {_toml(value)}" for key, value in table.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "{ " + ", ".join(f"{key} = {_toml(item)}" for key, item in value.items()) + " }"
+    return json.dumps(value)
