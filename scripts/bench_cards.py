@@ -194,6 +194,8 @@ def make_workers(options: argparse.Namespace, chosen: Mapping[str, Way]) -> dict
                 table["share_card"] = True
             if way.settings:
                 table["settings"] = dict(way.settings)
+            if options.python:
+                table["python_executable"] = options.python
             if options.tiny:
                 table["environment"] = {"OMP_NUM_THREADS": "1"}
             tables[f"{name}-{card}"] = table
@@ -248,6 +250,8 @@ class Stretch:
     spent: dict[str, Spent] = field(default_factory=dict)  # by worker
     began: float = 0.0  # the first claim of a render segment
     ended: float = 0.0  # the last publication of one
+    full_until: float = 0.0  # the first instant at which a worker had nothing left to take
+    full_share: float = 0.0  # how busy all were until then
     films_done: float = 0.0
     frames: int = 0
     nvidia_smi: dict[str, float | None] = field(default_factory=dict)
@@ -272,6 +276,7 @@ def measure(farm: PrivateFarm, stretch: Stretch, gauge: Gauge, cards: Sequence[s
     jobs = [read.job(farm.ledger, job_id) for job_id in stretch.jobs]
     stretch.films_done = max(job.finished_at or 0.0 for job in jobs)
     stretch.frames = sum(job.total_frames or 0 for job in jobs)
+    lasts: list[float] = []
     for name in farm.renderers:
         mine = sorted((p for p in tried if p[1].worker.partition("@")[0] == name), key=lambda pair: pair[1].started_at)
         dead_at = next((k.at for k in stretch.kills if k.what == "worker" and k.worker == name), None)
@@ -300,9 +305,17 @@ def measure(farm: PrivateFarm, stretch: Stretch, gauge: Gauge, cards: Sequence[s
             clock = attempt.ended_at
         if dead_at is None:
             spent.idle += stretch.ended - clock
+            lasts.append(clock)
         stretch.spent[name] = spent
+    stretch.full_until = min(lasts)
+    busy = sum(a.device_seconds * _part_before(stretch.full_until, a.started_at, a.ended_at or 0.0) for _, a in tried)
+    stretch.full_share = busy / (len(lasts) * (stretch.full_until - stretch.began))
     for card in cards:
         stretch.nvidia_smi[card] = gauge.busy_share(card, stretch.began, stretch.ended)
+
+
+def _part_before(instant: float, begin: float, end: float) -> float:
+    return max(0.0, min(1.0, (instant - begin) / (end - begin))) if end > begin else 0.0
 
 
 def recoveries(farm: PrivateFarm, stretch: Stretch) -> list[dict[str, Any]]:
@@ -436,6 +449,11 @@ def show(stretch: Stretch) -> None:
     for name, spent in [*stretch.spent.items(), *([("together", total)] if len(stretch.spent) > 1 else [])]:
         cells = " | ".join(f"{getattr(spent, word):.2f}" for word in words)
         print(f"| {name} | {spent.frames} | {100 * spent.share:.1f} | {100 * spent.calm_share:.1f} | {cells} |")
+    if len(stretch.spent) > 1:
+        full = stretch.full_until - stretch.began
+        print(
+            f"for the first {full:.1f} s every worker had work: {100 * stretch.full_share:.1f} % busy, kills included"
+        )
     for card, share in stretch.nvidia_smi.items():
         if share is not None:
             print(f"card {card}: {100 * share:.1f} % busy by nvidia-smi")
@@ -541,6 +559,8 @@ def _as_json(farm: PrivateFarm, stretch: Stretch) -> dict[str, Any]:
         "times_realtime": round(stretch.frames / stretch.seconds / FPS, 3),
         "busy_share": round(total.share, 4),
         "busy_share_without_kills": round(total.calm_share, 4),
+        "busy_share_while_all_had_work": round(stretch.full_share, 4),
+        "all_had_work_s": round(stretch.full_until - stretch.began, 2),
         "nvidia_smi": stretch.nvidia_smi,
         "first_claim_after_submit_s": round(stretch.began - stretch.submitted, 2),
         "last_film_after_last_publication_s": round(stretch.films_done - stretch.ended, 2),
@@ -590,6 +610,7 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--flashhead-preset", default="pro")
     parser.add_argument("--liveact", type=json.loads, help="settings of that worker, as JSON")
     parser.add_argument("--liveact-preset", default="quality")
+    parser.add_argument("--python", help="interpreter of the hosts, where the engines' libraries are in another one")
     parser.add_argument("--ready-cache", type=Path, help="a cache folder of an earlier run, to begin with")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--limit", type=float, default=560.0, help="seconds after which the bench gives up")
