@@ -76,7 +76,7 @@ def ways(options: argparse.Namespace, cache: Path) -> dict[str, Way]:
     if options.tiny:
         tiny = {**random_weights, "architecture": "tiny", "device": "cpu"}
         columns = {"steps": options.steps or 2, "attention": "exact"}
-        sizes = ("64x64", "96x64")
+        sizes = ("32x32", "48x32")
         return {
             "flashtalk": Way("soulx-flashtalk-14b", "balanced", {**tiny, "precision": "bf16"}, columns, sizes),
             "flashtalk-lean": Way("soulx-flashtalk-14b", "low-vram", {**tiny, "precision": "bf16"}, columns, sizes),
