@@ -145,6 +145,8 @@ class Bench:
         env["PATH"] = os.pathsep.join([str(self.work / "bin"), env.get("PATH", "")])
         env["PYTHONUNBUFFERED"], env["PYTHONDONTWRITEBYTECODE"] = "1", "1"
         env["TORCHINDUCTOR_CACHE_DIR"] = str(self.work / "compiled-upstream")
+        if not self.asked.tiny:
+            env["CUDA_VISIBLE_DEVICES"] = self.asked.card
         return env
 
     def spawn(self, argv: list[str], log: Path, **how: Any) -> subprocess.Popen[str]:
@@ -288,7 +290,7 @@ class Warm:
             HostSpec(
                 engine_module=f"workers.engines.upstream.{kind}",
                 engine_settings=settings,
-                devices=DeviceSet("cpu") if asked.tiny else DeviceSet("cuda", ("0",)),
+                devices=DeviceSet("cpu") if asked.tiny else DeviceSet("cuda", (asked.card,)),
                 log_file=bench.work / f"host-{model}.log",
                 python=asked.python,
                 environment={
@@ -688,6 +690,7 @@ def main() -> int:
     )
     parser.add_argument("--lightx2v", type=Path, help="folder to import LightX2V's autoencoder from, for LiveAct")
     parser.add_argument("--python", default=sys.executable, help="the model's interpreter")
+    parser.add_argument("--card", default="0", help="index of the card")
     parser.add_argument("--tiny", action="store_true", help="on the CPU with tiny weights: does every part run")
     parser.add_argument("--seconds", type=float, default=400.0, help="for everything; then what is there is written")
     parser.add_argument("--film-seconds", type=float, default=45.0, help="for the warm films of one model")
