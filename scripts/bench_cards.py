@@ -246,6 +246,7 @@ class Stretch:
     jobs: list[int]
     rows: list[dict[str, Any]]
     kills: list[Kill]
+    crew: list[str]  # the workers that rendered it
     submitted: float  # seconds since 1970
     spent: dict[str, Spent] = field(default_factory=dict)  # by worker
     began: float = 0.0  # the first claim of a render segment
@@ -277,7 +278,7 @@ def measure(farm: PrivateFarm, stretch: Stretch, gauge: Gauge, cards: Sequence[s
     stretch.films_done = max(job.finished_at or 0.0 for job in jobs)
     stretch.frames = sum(job.total_frames or 0 for job in jobs)
     lasts: list[float] = []
-    for name in farm.renderers:
+    for name in stretch.crew:
         mine = sorted((p for p in tried if p[1].worker.partition("@")[0] == name), key=lambda pair: pair[1].started_at)
         dead_at = next((k.at for k in stretch.kills if k.what == "worker" and k.worker == name), None)
         spent, clock, was_killed = Spent(), stretch.began, False
@@ -309,7 +310,8 @@ def measure(farm: PrivateFarm, stretch: Stretch, gauge: Gauge, cards: Sequence[s
         stretch.spent[name] = spent
     stretch.full_until = min(lasts)
     busy = sum(a.device_seconds * _part_before(stretch.full_until, a.started_at, a.ended_at or 0.0) for _, a in tried)
-    stretch.full_share = busy / (len(lasts) * (stretch.full_until - stretch.began))
+    full = stretch.full_until - stretch.began
+    stretch.full_share = busy / (len(lasts) * full) if full else 0.0
     for card in cards:
         stretch.nvidia_smi[card] = gauge.busy_share(card, stretch.began, stretch.ended)
 
@@ -409,7 +411,8 @@ def run_batch(
 ) -> Stretch:
     """Submit these rows, kill what `kills` names one after the other, and wait for the last film."""
     submitted = time.time()
-    stretch = Stretch(name, farm.submit(name, rows, again=again), rows, [], submitted)
+    crew = [worker for worker in farm.renderers if worker not in farm.dead]
+    stretch = Stretch(name, farm.submit(name, rows, again=again), rows, [], crew, submitted)
     seconds = sum(read.job(farm.ledger, job_id).audio_seconds for job_id in stretch.jobs)
     say(f"{name}: {len(rows)} films, {seconds:.0f} s of sound")
     for what in kills:

@@ -71,6 +71,7 @@ class PrivateFarm:
         self.home = home
         self.tables = workers
         self.renderers = [name for name, table in workers.items() if table.get("model")]
+        self.dead: set[str] = set()  # workers that were killed for good
         home.mkdir(parents=True, exist_ok=True)
         (home / "models").mkdir(exist_ok=True)
         for model_id, text in models.items():
@@ -244,6 +245,7 @@ class PrivateFarm:
             running.signal(signal.SIGKILL)
             if not running.wait_gone(30):
                 raise Failed(f"{one} survived SIGKILL")
+        self.dead.add(name)
 
     def _await_end(self, attempt: Attempt, deadline: float) -> str | None:
         found: list[Attempt] = []
