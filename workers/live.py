@@ -85,12 +85,16 @@ class Guest:
 class LiveDoor:
     """The Unix socket where sessions knock, heard by a thread of its own."""
 
-    def __init__(self, ledger: Ledger, worker: str, path: Path, on_guest: Callable[[Guest], None]) -> None:
-        """`on_guest` is called in the door's thread, with a guest whose lease was found in the ledger."""
+    def __init__(
+        self, ledger: Ledger, worker: str, path: Path, *, hold: Callable[[LiveWatch], None], wake: Callable[[], None]
+    ) -> None:
+        """Both are called in the door's thread for a guest whose lease was found in the ledger: `hold` before it waits
+        for its turn, so that nobody lets go of a lease that is not held yet, and `wake` when it does."""
         self.path = path
         self._ledger = ledger
         self._worker = worker
-        self._on_guest = on_guest
+        self._hold = hold
+        self._wake = wake
         self._guests: queue.Queue[Guest] = queue.Queue()
         self._socket: socket.socket | None = None
         self._thread = threading.Thread(target=self._run, name="live-door", daemon=True)
@@ -154,8 +158,9 @@ class LiveDoor:
                 log.warning("somebody knocked and was not understood: %s", error)
                 wire.close()
                 continue
+            self._hold(guest.watch)
             self._guests.put(guest)
-            self._on_guest(guest)
+            self._wake()
 
 
 class LiveStage:

@@ -36,7 +36,7 @@ from workers.announce import Announcer, Silence
 from workers.assembling import Assembled, BadSegment, assemble_film
 from workers.heart import Heart, LeaseWatch
 from workers.host.parent import HostSpec
-from workers.live import Guest, LiveDoor, LiveStage
+from workers.live import LiveDoor, LiveStage
 from workers.preparing import Prepared, prepare
 from workers.rendering import RenderedSegment, Renderer
 from workers.room import why_no_room
@@ -448,7 +448,7 @@ class Runner:
         stage = LiveStage(
             self.settings.live, model, self.settings.home / "live" / path.stem, self.settings.host.stop_seconds
         )
-        return stage, LiveDoor(self.ledger, self.name, path, self._welcome)
+        return stage, LiveDoor(self.ledger, self.name, path, hold=self.heart.hold_live, wake=self.wake)
 
     def _open_door(self) -> None:
         """A worker that cannot be reached for live sessions still renders batches."""
@@ -460,10 +460,6 @@ class Runner:
         except OSError as error:
             log.error("%s: no live sessions: %s: %s", self.name, self._door.path, error)
             self._door = None
-
-    def _welcome(self, guest: Guest) -> None:
-        self.heart.hold_live(guest.watch)
-        self.wake()
 
     def _serve_live(self) -> bool:
         """Serve the live session that waits, between two segments.  False when there is none."""
