@@ -42,7 +42,7 @@ def _bundled() -> Path:
 def version(ffmpeg: Path) -> str:
     """The version as the program says it, e.g. "n9.0.2" or "5.1.9-0+deb12u1".  Raises ConfigError."""
     try:
-        said = run([str(ffmpeg), "-version"], timeout_seconds=20).decode(errors="replace")
+        said = run([str(ffmpeg), "-version"], timeout_seconds=60).decode(errors="replace")
     except (OSError, MediaError) as error:
         raise ConfigError(f"{ffmpeg} does not run as ffmpeg: {error}") from error
     words = said.split("\n", 1)[0].split()
