@@ -68,6 +68,12 @@ STAND_INS = {
     "mediapipe": {"__init__.py": ""},
     "decord": {"__init__.py": "class VideoReader:\n    pass\n\n\ndef cpu(*_):\n    pass\n"},
     "dashscope": {"__init__.py": ""},
+    "librosa": {
+        "__init__.py": "import wave\n\nimport numpy as np\n\n\ndef load(path, sr, mono):\n"
+        "    with wave.open(str(path)) as file:\n        assert file.getframerate() == sr\n"
+        "        data = file.readframes(file.getnframes())\n"
+        "    return np.frombuffer(data, '<i2').astype(np.float32) / 32768, sr\n"
+    },
 }
 GOALS = {"flashhead-pro": 1.15, "flashhead-lite": 1.6}
 COLD_GOAL = 8.0
@@ -86,7 +92,8 @@ class Bench:
         self.hosts: list[Host] = []
         self.ffmpeg = find_ffmpeg(asked.python)
         self.clip = write_clip(work, asked.clip_seconds, "clip")
-        self.warm = write_clip(work, 1.0 if asked.tiny else 2.3, "warm")
+        # The first three chunks or blocks are computed by different graphs.
+        self.warm = write_clip(work, 1.0 if asked.tiny else 2.6, "warm")
         self.portrait = write_portrait(work)
         self.stand_ins = write_stand_ins(work / "stand-ins", asked.python)
         self.note("stood in for, in upstream's own processes only", ", ".join(self.stand_ins) or "nothing")
@@ -206,8 +213,11 @@ def write_portrait(work: Path) -> Path:
 
 def write_stand_ins(folder: Path, python: str) -> list[str]:
     """Those that the model's interpreter lacks.  Returns their names."""
-    ask = "import importlib.util as u, sys; print(*[n for n in sys.argv[1:] if u.find_spec(n) is None])"
-    said = subprocess.run([python, "-c", ask, *STAND_INS], capture_output=True, text=True, check=True, timeout=60)
+    ask = (
+        "import importlib, sys\nfor name in sys.argv[1:]:\n    try:\n        importlib.import_module(name)\n"
+        "    except Exception:\n        print(name)\n"
+    )
+    said = subprocess.run([python, "-c", ask, *STAND_INS], capture_output=True, text=True, check=True, timeout=90)
     folder.mkdir(parents=True, exist_ok=True)
     for name in said.stdout.split():
         for file, text in STAND_INS[name].items():
@@ -241,7 +251,7 @@ def make_weights(bench: Bench, model: str) -> dict[str, Any]:
     ]
     argv += ["--into", str(into), "--device", "cpu" if asked.tiny else "cuda", "--kernel", asked.kernel]
     argv += ["--frame", "{}x{}".format(*size_of(asked, model)), "--dtype", asked.dtype]
-    argv += [] if asked.tiny else ["--true-size"]
+    argv += [] if asked.tiny else ["--true-size", "--layers", str(asked.liveact_layers)]
     began = time.monotonic()
     made = subprocess.run(
         argv, capture_output=True, text=True, check=False, env=bench.environment(False), timeout=max(30, bench.left())
@@ -305,8 +315,13 @@ class Warm:
         self._thread = ThreadPoolExecutor(1)
         self.chunk_frames = 0
 
-    def start(self) -> Future[dict[str, Any]]:
-        return self._thread.submit(self._start)
+    def start_with_own_lock(self) -> Future[dict[str, Any]]:
+        """Begin to load.  The card is taken by a lock of this host's own, so that two can be compiled at once."""
+        os.environ["FARM_CARD_LOCKS"] = str(self.bench.work / f"locks-{self.model}")
+        starting = self._thread.submit(self._start)
+        while self.host.pid is None and not starting.done() and self.bench.left() > 0:
+            time.sleep(0.05)  # until it has the lock; the variable is the process's
+        return starting
 
     def _start(self) -> dict[str, Any]:
         began = time.monotonic()
@@ -597,10 +612,7 @@ def run_flashhead(bench: Bench, models: list[str]) -> None:
     loops = {model: Loop(bench, model, weights[model]) for model in models if "loop" in asked.parts}
     starting = {}
     for model in models:
-        # Each host takes the card by a lock of its own here, so that both can be compiled at once.
-        os.environ["FARM_CARD_LOCKS"] = str(bench.work / f"locks-{model}")
-        starting[model] = warm[model].start()
-        time.sleep(1.0)
+        starting[model] = warm[model].start_with_own_lock()
     alive = [m for m in models if bench.part(m, "load, compiling beside the others", 20, starting[m].result)]
     for model in list(loops):
         if not bench.part(model, "upstream's loop: load, compiling", 10, loops[model].hear):
@@ -609,23 +621,10 @@ def run_flashhead(bench: Bench, models: list[str]) -> None:
     for model, loop in loops.items():
         bench.part(model, "upstream's loop", 15, loop.measure)
         loop.close()
-        compare(bench, model)
-    again = {}
-    for model in killed:
-        os.environ["FARM_CARD_LOCKS"] = str(bench.work / f"locks-{model}")
-        again[model] = warm[model].start()
-        time.sleep(1.0)
+    again = {model: warm[model].start_with_own_lock() for model in killed}
     back = [m for m in killed if bench.part(m, "load again, from compiled", 20, again[m].result)]
     for model in back:
         bench.part(model, "resume", 10, lambda m=model: warm[m].run(warm[m].resume))
-    for model in back:
-        if "films" in asked.parts:
-            limit = min(asked.film_seconds, max(5.0, bench.left() - 20))
-            bench.part(
-                model, "warm films", 15, lambda m=model, s=limit: warm[m].run(lambda: warm[m].films(asked.films, s))
-            )
-    for model in models:
-        bench.part(model, "closing", 0, warm[model].close)
     for model in models:
         if "cold" in asked.parts:
             share = max(1.0, bench.left() / (len(models) - models.index(model)) - 40)
@@ -635,7 +634,16 @@ def run_flashhead(bench: Bench, models: list[str]) -> None:
                 45 if not asked.tiny else 10,
                 lambda m=model, s=share: run_cold(bench, m, weights[m], asked.cold_films, s),
             )
-            compare(bench, model)
+    for model in back:
+        if "films" in asked.parts:
+            limit = min(asked.film_seconds, max(5.0, bench.left() - 20))
+            bench.part(
+                model, "warm films", 15, lambda m=model, s=limit: warm[m].run(lambda: warm[m].films(asked.films, s))
+            )
+    for model in models:
+        compare(bench, model)
+    for model in models:
+        bench.part(model, "closing", -1e9, warm[model].close)
 
 
 def run_liveact(bench: Bench) -> None:
@@ -643,13 +651,12 @@ def run_liveact(bench: Bench) -> None:
     made = bench.part(model, "weights", 60 if not asked.tiny else 10, lambda: make_weights(bench, model))
     if not made:
         return
-    os.environ["FARM_CARD_LOCKS"] = str(bench.work / f"locks-{model}")
     warm = Warm(bench, model, made["settings"])
-    if bench.part(model, "load", 30, lambda: warm.start().result()):
+    if bench.part(model, "load", 30, lambda: warm.start_with_own_lock().result()):
         killed = bench.part(model, "jobs", 30, lambda: warm.run(warm.two_jobs_and_a_kill))
-        if killed and bench.part(model, "load again", 30, lambda: warm.start().result()):
+        if killed and bench.part(model, "load again", 30, lambda: warm.start_with_own_lock().result()):
             bench.part(model, "resume", 10, lambda: warm.run(warm.resume))
-    bench.part(model, "closing", 0, warm.close)
+    bench.part(model, "closing", -1e9, warm.close)
     if "loop" in asked.parts and bench.left() > (60 if not asked.tiny else 10):
         loop = Loop(bench, model, made["settings"])
         if bench.part(model, "upstream's loop: load", 30, loop.hear):
@@ -660,7 +667,7 @@ def run_liveact(bench: Bench) -> None:
 
 def compare(bench: Bench, model: str) -> None:
     """Our frames per second by upstream's, and films an hour warm by cold, where both are there."""
-    found = bench.results["models"][model]
+    found = bench.results["models"].get(model, {})
     ours, theirs = found.get("jobs", {}), found.get("upstream's loop", {})
     said: dict[str, Any] = {}
     if "frames_per_second" in ours and "frames_per_second" in theirs:
@@ -668,6 +675,9 @@ def compare(bench: Bench, model: str) -> None:
         said["steady_to_their_chunks_and_export"] = ours["frames_per_second"] / theirs["frames_per_second_with_export"]
         said["goal"] = GOALS.get(model, "none")
     warm, cold = found.get("warm films", {}), found.get("cold films", {})
+    if "films_per_hour" not in warm and "wall_seconds" in ours:
+        warm = {"films_per_hour": 3600 / ours["wall_seconds"]}
+        said["warm_films"] = "extrapolated from the first one"
     if "films_per_hour" in warm and "films_per_hour" in cold:
         said["warm_to_cold"] = warm["films_per_hour"] / cold["films_per_hour"]
         said["cold_goal"] = COLD_GOAL
@@ -692,12 +702,13 @@ def main() -> int:
     parser.add_argument("--python", default=sys.executable, help="the model's interpreter")
     parser.add_argument("--card", default="0", help="index of the card")
     parser.add_argument("--tiny", action="store_true", help="on the CPU with tiny weights: does every part run")
-    parser.add_argument("--seconds", type=float, default=400.0, help="for everything; then what is there is written")
-    parser.add_argument("--film-seconds", type=float, default=45.0, help="for the warm films of one model")
+    parser.add_argument("--seconds", type=float, default=480.0, help="for everything; then what is there is written")
+    parser.add_argument("--film-seconds", type=float, default=20.0, help="for the warm films of one model")
     parser.add_argument("--films", type=int, default=10, help="warm films of each model")
-    parser.add_argument("--cold-films", type=int, default=2, help="films by the script of each model")
+    parser.add_argument("--cold-films", type=int, default=1, help="films by the script of each model")
     parser.add_argument("--clip-seconds", type=float, default=10.0, help="length of a film")
-    parser.add_argument("--liveact-seconds", type=float, default=6.0, help="length of LiveAct's, at most a clip's")
+    parser.add_argument("--liveact-seconds", type=float, default=4.0, help="length of LiveAct's, at most a clip's")
+    parser.add_argument("--liveact-layers", type=int, default=40, help="fewer are not its true size, and quicker")
     parser.add_argument("--liveact-size", default="416x720", help="width x height")
     parser.add_argument("--compile-liveact", action="store_true", help="compile it on both sides, as its script does")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of FlashHead's files")

@@ -40,6 +40,7 @@ class Making:
     device: str = "cpu"
     dtype: str = "float32"  # of FlashHead's transformer on disk, where the released one is float32 too
     kernel: str = "auto"
+    layers: int = 40  # of LiveAct's at true size
 
 
 # The side that the model's interpreter runs: weights that have upstream's names and shapes and random values.
@@ -189,7 +190,7 @@ def make_liveact(repo: Path, folder: Path, size: str, making: Making) -> dict[st
     check_imports(model.checkout, parts)
     for name in parts:
         import_from(model.checkout, name)
-    sizes = (5120, 13824, 40, 40) if making.true_size else (256, 64, 2, LAYERS + 1)
+    sizes = (5120, 13824, 40, making.layers) if making.true_size else (256, 64, 2, LAYERS + 1)
     torch.set_default_dtype(torch.bfloat16)
     with torch.device(making.device):
         dit = import_from(model.checkout, liveact.TRANSFORMER).WanModel(
@@ -357,13 +358,14 @@ def main() -> int:
     parser.add_argument("--device", default="cpu", help=argparse.SUPPRESS)
     parser.add_argument("--dtype", default="float32", help=argparse.SUPPRESS)
     parser.add_argument("--kernel", default="auto", help=argparse.SUPPRESS)
+    parser.add_argument("--layers", type=int, default=40, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     repo = asked.repo.resolve()
     if asked.make:
         make, variant = MAKERS[asked.make]
         asked.into.mkdir(parents=True)
         size = asked.frame or f"{asked.size}x{asked.size}"
-        making = Making(asked.true_size, asked.device, asked.dtype, asked.kernel)
+        making = Making(asked.true_size, asked.device, asked.dtype, asked.kernel, asked.layers)
         print(json.dumps(make(repo, asked.into, variant or size, making)))
         return 0
     from farm.errors import FarmError

@@ -22,6 +22,7 @@ import sys
 import time
 import traceback
 import types
+import wave
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -167,7 +168,6 @@ def run_liveact(asked: argparse.Namespace) -> None:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     sys.path.insert(0, str(asked.repo))
     os.chdir(asked.repo)
-    import soundfile
     import util_liveact as tools
     from diffusers.utils import export_to_video
     from lightx2v.models.video_encoders.hf.wan.vae import WanVAE
@@ -213,7 +213,9 @@ def run_liveact(asked: argparse.Namespace) -> None:
         picture = tools.center_rescale_crop_keep_ratio(Image.open(asked.portrait).convert("RGB"), (height, width))
         planes = torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 127.5 - 1
         image = planes[None, :, None].to(kind, bf16)
-        samples, rate = soundfile.read(sound, dtype="float32")
+        with wave.open(str(sound), "rb") as file:
+            rate = file.getframerate()
+            samples = np.frombuffer(file.readframes(file.getnframes()), "<i2").astype(np.float32) / 32768
         heard = tools.get_embedding(torch.from_numpy(samples) * 3.0, extractor, encoder, device=kind)
         grey = torch.zeros(1, 3, 52, height, width).to(kind, bf16)
         latents = vae.encode(torch.concat([image, grey], dim=2)).to(kind).unsqueeze(0)

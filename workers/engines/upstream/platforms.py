@@ -19,6 +19,7 @@ from farm.errors import ConfigError
 
 CUDA_KERNELS = {"fa3": "flash_attn_interface", "fa2": "flash_attn", "sage": "sageattention"}
 KERNELS = ("auto", "npu", *CUDA_KERNELS, "cudnn", "sdpa")
+CUDNN_KEYS = 1024  # of fewer, as speech and text have, torch's own choice is as fast and takes any number
 _NAMES = {"ascend": "npu", "ascend_npu": "npu"}
 
 
@@ -144,7 +145,7 @@ def choose_kernel(platform: Platform, wanted: str) -> str:
 def _cudnn_attends() -> bool:
     """Whether cuDNN's attention runs on this card and gives what torch's own gives."""
     try:
-        q, k, v = (torch.randn(1, 256, 2, 128, device="cuda", dtype=torch.bfloat16) for _ in range(3))
+        q, k, v = (torch.randn(1, CUDNN_KEYS, 2, 128, device="cuda", dtype=torch.bfloat16) for _ in range(3))
         return torch.allclose(kernel("cudnn")(q, k, v), kernel("sdpa")(q, k, v), atol=0.03)
     except (RuntimeError, AttributeError):
         return False
@@ -185,6 +186,8 @@ def kernel(name: str) -> Attend:
 
         def by_cudnn(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
             q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+            if k.shape[2] < CUDNN_KEYS:
+                return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
             return operator(q, k, v, None, False)[0].transpose(1, 2)
 
         return by_cudnn
