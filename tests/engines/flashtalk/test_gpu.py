@@ -176,15 +176,17 @@ def test_a_chunk_begun_ahead_is_the_one_that_the_next_segment_renders(lean: Any,
     request = film(**SIZE, total_frames=84)
     lean.renders_ahead = True
     session = lean.begin(request, 0, None)
+    session.step()  # a film's first chunk alone: its frames are waited for
+    assert session._ahead is None
     session.step()
     carry = session.carry()
     assert lean._ahead is not None
-    taken_over = lean.begin(request, 28, carry)
+    taken_over = lean.begin(request, 56, carry)
     assert taken_over._ahead is not None
     following = taken_over.step()
     lean.renders_ahead = False
     lean._ahead = None
-    again = lean.begin(request, 28, carry)
+    again = lean.begin(request, 56, carry)
     assert again._ahead is None
     assert np.array_equal(following, again.step())
 

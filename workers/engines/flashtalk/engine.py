@@ -520,6 +520,7 @@ class FlashTalkSession:
         self._attention = attention_name
         self._chunks = math.ceil(request.total_frames / NEW_FRAMES)
         self._ahead = ahead
+        self._has_begun = ahead is not None
 
     def step(self) -> np.ndarray:
         """The next chunk's frames, uint8 [n, H, W, 3]."""
@@ -528,13 +529,15 @@ class FlashTalkSession:
         with named_faults(), torch.inference_mode():
             now = self._ahead or self._start(self._next, self._motion)
             self._ahead = None
-            # A live session's next chunk has not been spoken yet.
-            ahead = self._engine.renders_ahead and not self._request.live_frames
+            # A live session's next chunk has not been spoken yet.  And handing a chunk to the device takes nearly as
+            # long as the device takes for it, for which a film's first frame does not wait.
+            ahead = self._engine.renders_ahead and not self._request.live_frames and self._has_begun
             if now.done is not None and ahead and self._next + 1 < self._chunks:
                 self._ahead = self._start(self._next + 1, now.motion)
             if now.done is not None:
                 now.done.synchronize()
         require_finite(bool(now.finite), now.chunk)
+        self._has_begun = True
         self._motion, self._noise_state = now.motion, now.noise
         self._next = now.chunk + 1
         count = min(NEW_FRAMES, self._request.total_frames - now.chunk * NEW_FRAMES)
