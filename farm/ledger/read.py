@@ -153,12 +153,12 @@ def jobs(
     states: Sequence[JobState] = (),
     batch_id: int | None = None,
     owner: str | None = None,
-    ids: Sequence[int] = (),
+    ids: Sequence[int] | None = None,
     name_contains: str | None = None,
     limit: int | None = 100,
     before_id: int | None = None,
 ) -> list[Job]:
-    """Jobs, newest first."""
+    """Jobs, newest first; of `ids` only those, which may be none."""
     query = select(JobRow).order_by(JobRow.id.desc())
     if states:
         query = query.where(JobRow.state.in_(states))
@@ -166,7 +166,7 @@ def jobs(
         query = query.where(JobRow.batch_id == batch_id)
     if owner is not None:
         query = query.where(JobRow.owner == owner)
-    if ids:
+    if ids is not None:
         query = query.where(JobRow.id.in_(ids))
     if name_contains:
         query = query.where(JobRow.name.contains(name_contains, autoescape=True))

@@ -36,6 +36,12 @@ def test_jobs_are_paused_resumed_cancelled_and_retried(farm: Farm, batch: Path) 
     assert state(farm, 2) == "queued"
 
 
+def test_jobs_without_films_are_passed_over_by_a_fetch(farm: Farm, batch: Path) -> None:
+    farm("submit", str(batch))
+    done = farm("jobs", "fetch", "2")
+    assert (done.exit_code, done.stdout, done.stderr) == (0, "", "without a film: 2\n")
+
+
 def test_a_whole_batch_is_steered_at_once(farm: Farm, batch: Path) -> None:
     farm("submit", str(batch))
     farm("jobs", "pause", "--batch", "1")
