@@ -142,7 +142,8 @@ class FlashHead:
     # -- loading ----------------------------------------------------------------------------------------------------
 
     def build(self, platform: Platform) -> Any:
-        from workers.engines.upstream.platforms import export, keep_constants
+        from workers.engines.upstream.platforms import do_not_wait, export, keep_constants
+        from workers.engines.upstream.speech import give_hidden_states
 
         values = self._values
         cache = read.cache_folder(values, "flashhead")
@@ -161,8 +162,11 @@ class FlashHead:
         module = import_from(self.checkout, PIPELINE)
         use_kernel(import_from(self.checkout, TRANSFORMER), self._kernel)
         keep_constants(import_from(self.checkout, COLOURS), COLOUR_FUNCTIONS)
+        give_hidden_states()
         if not values["profile"]:
             module.print = lambda *_, **__: None  # seven lines a chunk otherwise
+        if not values["profile"] or platform.kind == "cpu":
+            do_not_wait(module)
         # torch.compile has no back end on an NPU, and a tiny model on the CPU is for checks.
         compiled = bool(values["compile"]) and platform.kind == "cuda"
         module.COMPILE_MODEL = module.COMPILE_VAE = compiled

@@ -115,7 +115,8 @@ class FlashTalk:
     def build(self, platform: Platform) -> Any:
         import torch
 
-        from workers.engines.upstream.platforms import keep_constants
+        from workers.engines.upstream.platforms import do_not_wait, keep_constants
+        from workers.engines.upstream.speech import give_hidden_states
 
         values = self._values
         cache = read.cache_folder(values, "flashtalk-upstream")
@@ -126,8 +127,11 @@ class FlashTalk:
         for name in (TRANSFORMER, PICTURES):
             use_kernel(import_from(self.checkout, name), self._kernel)
         keep_constants(import_from(self.checkout, COLOURS), COLOUR_FUNCTIONS)
+        give_hidden_states()
         if not values["profile"]:
             module.print = lambda *_, **__: None
+        if not values["profile"] or platform.kind == "cpu":
+            do_not_wait(module)
         module.COMPILE_MODEL = module.COMPILE_VAE = bool(values["compile"]) and platform.kind == "cuda"
         module.USE_PARALLEL_VAE = False
         config = import_from(self.checkout, CONFIG).multitalk_14B

@@ -197,6 +197,9 @@ class LiveAct:
         """The speech encoder and the extractor before it."""
         from transformers import Wav2Vec2FeatureExtractor
 
+        from workers.engines.upstream.speech import give_hidden_states
+
+        give_hidden_states()
         encoder = import_from(self.checkout, SPEECH).Wav2Vec2Model.from_pretrained(
             str(self.speech), local_files_only=True
         )

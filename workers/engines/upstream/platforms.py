@@ -57,8 +57,6 @@ class Platform:
             torch.npu.set_device(0)  # type: ignore[attr-defined]
         elif self.kind == "cuda":
             torch.cuda.set_device(0)
-        # The code waits for the device sixteen times a chunk, for the times that it prints.
-        torch.cuda.synchronize = lambda *_: None  # type: ignore[assignment]
 
     def wait(self) -> None:
         """Until the device has done what it was given."""
@@ -196,6 +194,25 @@ def kernel(name: str) -> Attend:
         return F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2)
 
     return by_torch
+
+
+class Unhurried:
+    """Stands for a module, here for `torch` or `torch.cuda`, with some of its names replaced."""
+
+    def __init__(self, module: Any, **replaced: Any) -> None:
+        self._module = module
+        vars(self).update(replaced)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._module, name)
+
+
+def do_not_wait(module: Any) -> None:
+    """Let this module of a checkout not wait for the device, which upstream's pipelines do sixteen times a chunk.
+
+    They do it for the times that they print.  torch's own function stays as it is: its compiler times kernels by it.
+    """
+    module.torch = Unhurried(torch, cuda=Unhurried(torch.cuda, synchronize=lambda *_: None))
 
 
 class KeptConstants:
