@@ -19,6 +19,7 @@ import os
 import platform
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -31,7 +32,8 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from private_farm import ROOT, Failed, Gauge, Kill, PrivateFarm, change_model, wait_until
+from card_ways import Way, model_texts, ways
+from private_farm import ROOT, Failed, Gauge, Kill, PrivateFarm, wait_until
 
 from farm.cards import list_cards
 from farm.errors import FarmError
@@ -40,7 +42,6 @@ from farm.ledger.audit import audit
 from farm.media.binary import find_ffmpeg
 from farm.media.verify import frame_hashes, verify_film
 from farm.states import ArtifactKind, Event, JobState
-from workers.engines.preview.face_models import find_models
 
 RATE = 16_000  # Hz of the sounds that are cut
 FPS = 25
@@ -56,45 +57,6 @@ PRIVATE = {
     "FARM_LEASE__BEAT_SECONDS": "2",
     "FARM_LIVE__SESSIONS": "0",
 }
-
-
-@dataclass(frozen=True)
-class Way:
-    """One way to load a model: what --models calls it."""
-
-    model: str
-    preset: str
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    columns: Mapping[str, Any] = field(default_factory=dict)  # of each row
-    sizes: tuple[str, ...] = ("",)
-
-
-def ways(options: argparse.Namespace, cache: Path) -> dict[str, Way]:
-    """What --models may name."""
-    random_weights = {"weights": "random", "cache": str(cache / "flashtalk")}
-    steps = {"steps": options.steps} if options.steps else {}
-    if options.tiny:
-        tiny = {**random_weights, "architecture": "tiny", "device": "cpu"}
-        columns = {"steps": options.steps or 2, "attention": "exact"}
-        sizes = ("32x32", "48x32")
-        return {
-            "flashtalk": Way("soulx-flashtalk-14b", "balanced", {**tiny, "precision": "bf16"}, columns, sizes),
-            "flashtalk-lean": Way("soulx-flashtalk-14b", "low-vram", {**tiny, "precision": "bf16"}, columns, sizes),
-            "preview": Way("preview", "", {}, {}, ("256x256",)),
-        }
-    made = {
-        "flashtalk": Way("soulx-flashtalk-14b", options.preset, random_weights, steps, ("448x768", "512x512")),
-        "flashtalk-lean": Way("soulx-flashtalk-14b", "low-vram", random_weights, {}, ("448x768",)),
-        "preview": Way("preview", "", {}, {}, ("512x512",)),
-    }
-    for name, model, preset in (
-        ("flashhead", "soulx-flashhead-1.3b", options.flashhead_preset),
-        ("liveact", "soulx-liveact-14b", options.liveact_preset),
-    ):
-        given = getattr(options, name)
-        if given:
-            made[name] = Way(model, preset, {**given, "cache": str(cache / name)}, {})
-    return made
 
 
 # Material
@@ -137,14 +99,14 @@ def make_rows(options: argparse.Namespace, folder: Path, chosen: Mapping[str, Wa
         sound = folder / f"sound{number:02}.wav"
         cut_sound(sound, dice.choice(recordings), dice.uniform(0, 60), seconds)
         row = {
-            "portrait": str(PORTRAITS[number % len(PORTRAITS)]),
+            "portrait": str(way.portrait or PORTRAITS[number % len(PORTRAITS)]),
             "audio": str(sound),
             "name": f"film{number:02}",
             "model": way.model,
             "preset": way.preset,
             "size": way.sizes[number // len(PORTRAITS) % len(way.sizes)] if options.mixed else way.sizes[0],
             "seed": dice.randrange(1_000_000),
-            "prompt": dice.choice(PROMPTS) if "flashtalk" in way.model else "",
+            "prompt": way.prompt or (dice.choice(PROMPTS) if "flashtalk" in way.model else ""),
             "priority": dice.choice((-5, 0, 0, 5)) if options.mixed else 0,
             **way.columns,
         }
@@ -153,32 +115,6 @@ def make_rows(options: argparse.Namespace, folder: Path, chosen: Mapping[str, Wa
         rows.append(row)
     dice.shuffle(rows)
     return rows
-
-
-def model_texts(options: argparse.Namespace, chosen: Mapping[str, Way]) -> tuple[dict[str, str], str]:
-    """Each model's file as this bench wants it, and a sentence about the check of portraits."""
-    looks, said = True, "portraits are checked for a face, as ever"
-    try:
-        find_models()
-        import cv2
-
-        looks = hasattr(cv2, "dnn")
-    except (FarmError, ImportError):
-        looks = False
-    if not looks:
-        said = "portraits are not checked for a face: no face models here"
-    texts = {}
-    for way in chosen.values():
-        text = (ROOT / "configs/models" / f"{way.model}.toml").read_text()
-        if "segment_seconds" in text:
-            text = change_model(text, segment_seconds=f"{options.segment_seconds:g}")
-        if not looks:
-            text = change_model(text, needs_face="false")
-        if options.tiny and "flashtalk" in way.model:
-            sizes = [[int(side) for side in size.split("x")] for size in way.sizes]
-            text = change_model(text, device_kinds='["cpu"]', min="32", default=str(sizes[0]), choices=str(sizes))
-        texts[way.model] = text
-    return texts, said
 
 
 def make_workers(options: argparse.Namespace, chosen: Mapping[str, Way]) -> dict[str, dict[str, Any]]:
@@ -196,8 +132,9 @@ def make_workers(options: argparse.Namespace, chosen: Mapping[str, Way]) -> dict
                 table["settings"] = dict(way.settings)
             if options.python:
                 table["python_executable"] = options.python
-            if options.tiny:
-                table["environment"] = {"OMP_NUM_THREADS": "1"}
+            environment = {**way.environment, **({"OMP_NUM_THREADS": "1"} if options.tiny else {})}
+            if environment:
+                table["environment"] = environment
             tables[f"{name}-{card}"] = table
     return tables
 
@@ -466,13 +403,9 @@ def show(stretch: Stretch) -> None:
 def run(options: argparse.Namespace, home: Path, found: dict[str, Any]) -> None:
     """The bench; fills `found` as it goes, so that a failure leaves what was seen before it."""
     deadline = time.monotonic() + options.limit - RESERVE_SECONDS
-    known = ways(options, home / "cache")
-    missing = [name for name in options.models if name not in known]
-    if missing:
-        raise Failed(f"--models {missing[0]}: there are {', '.join(known)}")
-    chosen = {name: known[name] for name in options.models}
     if (ready := options.ready_cache) and ready.is_dir():
         shutil.copytree(ready, home / "cache", dirs_exist_ok=True)
+    chosen = ways(options, home)
     rows = make_rows(options, _folder(home / "in"), chosen)
     texts, said = model_texts(options, chosen)
     say(said)
@@ -609,10 +542,10 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--kill-worker", action="store_true", help="also kill a worker for good, on several cards")
     parser.add_argument("--killed-films", type=int, default=3, help="on one card: films rendered again, with kills")
     parser.add_argument("--tiny", action="store_true", help="tiny weights on the CPU; the cards are workers")
-    parser.add_argument("--flashhead", type=json.loads, help="settings of that worker, as JSON")
-    parser.add_argument("--flashhead-preset", default="pro")
-    parser.add_argument("--liveact", type=json.loads, help="settings of that worker, as JSON")
-    parser.add_argument("--liveact-preset", default="quality")
+    parser.add_argument("--flashhead-repo", type=Path, help="a checkout of SoulX-FlashHead; its weights are made here")
+    parser.add_argument("--liveact-repo", type=Path, help="a checkout of SoulX-LiveAct; its weights are made here")
+    parser.add_argument("--lightx2v", type=Path, help="folder to import LightX2V's autoencoder from, for LiveAct")
+    parser.add_argument("--compile", action="store_true", help="compile those two, as upstream does; it takes minutes")
     parser.add_argument("--python", help="interpreter of the hosts, where the engines' libraries are in another one")
     parser.add_argument("--ready-cache", type=Path, help="a cache folder of an earlier run, to begin with")
     parser.add_argument("--seed", type=int, default=1)
@@ -641,6 +574,7 @@ def main() -> int:
     print(f"{where}, {len(cards)} x {', '.join(sorted(set(cards))) or 'no card'}", flush=True)
     found: dict[str, Any] = {"machine": where, "cards": cards, "options": {k: str(v) for k, v in vars(options).items()}}
     code = 1
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the farm is ended too
     try:
         with home_folder(options.keep) as home:
             run(options, home, found)
