@@ -123,3 +123,36 @@ def test_a_torch_without_cuda_is_told_from_a_driver_that_does_not_fit(tmp_path: 
         pytest.skip("this machine has a CUDA device")
     with pytest.raises(ConfigError, match=r"sees no CUDA device: it (is a build for the CPU|was built for CUDA)"):
         platforms.choose_platform("cuda")
+
+
+def test_a_pipeline_does_not_wait_and_torch_itself_still_does() -> None:
+    module = types.ModuleType("pipeline")
+    exec("import torch\ndef generate():\n    torch.cuda.synchronize()\n    return torch.ones(2)\n", module.__dict__)
+    kept = torch.cuda.synchronize
+    platforms.do_not_wait(module)
+    assert torch.equal(module.generate(), torch.ones(2))
+    assert module.torch.cuda.is_available is torch.cuda.is_available
+    assert torch.cuda.synchronize is kept
+
+
+def test_the_speech_encoders_layers_are_given_whichever_transformers_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("transformers")
+    from transformers import Wav2Vec2Config
+    from transformers.models.wav2vec2 import modeling_wav2vec2
+
+    from workers.engines.upstream.speech import give_hidden_states
+
+    kind = modeling_wav2vec2.Wav2Vec2Encoder
+    monkeypatch.setattr(kind, "forward", kind.forward)  # put back afterwards
+    sizes = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 8}
+    encoder = kind(Wav2Vec2Config(**sizes, num_conv_pos_embedding_groups=4)).eval()
+    heard = torch.randn(1, 9, 16)
+    with torch.no_grad():
+        plain = encoder(heard)[0]
+        give_hidden_states()
+        said = encoder(heard, attention_mask=None, output_hidden_states=True, return_dict=True)
+        assert not give_hidden_states()
+    assert len(said.hidden_states) == 4
+    assert torch.equal(said[0], plain)
+    assert torch.equal(said.hidden_states[-1], plain)
+    assert not torch.equal(said.hidden_states[1], said.hidden_states[2])
