@@ -278,7 +278,7 @@ def recoveries(farm: PrivateFarm, stretch: Stretch) -> list[dict[str, Any]]:
 def what_is_wrong(farm: PrivateFarm, stretch: Stretch) -> list[str]:
     """Sentences about films that are not what was asked for, and work that was done or published twice."""
     wrong = []
-    hit = Counter(kill.segment_id for kill in stretch.kills)
+    hit = Counter(kill.segment_id for kill in stretch.kills if kill.segment_id)
     for job_id, row in zip(stretch.jobs, stretch.rows, strict=True):
         job = read.job(farm.ledger, job_id)
         if job.state is not JobState.SUCCEEDED:

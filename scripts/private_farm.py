@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import dataclasses
 import json
 import os
 import re
@@ -51,7 +52,7 @@ class Kill:
     what: str  # "host" or "worker"
     worker: str
     job_id: int
-    segment_id: int
+    segment_id: int  # 0 where it had just been published
     number: int  # of the segment in its film
     attempt: int
     at: float  # seconds since 1970, by this machine's clock, which is also the ledger's
@@ -219,8 +220,8 @@ class PrivateFarm:
             outcome = self._await_end(attempt, deadline)
             if outcome != Event.SUCCEED.value:
                 return kill
-            if what == "worker":  # it had just published, and there is no second one to kill
-                raise Failed(f"worker {name} was killed after its segment was published")
+            if what == "worker":  # a dead one is not killed again
+                return dataclasses.replace(kill, segment_id=0)
 
     def _in_the_middle(self, jobs: Sequence[int]) -> Iterator[tuple[Segment, Attempt]]:
         """Running segments that by the speed of the one before them are between a third and two thirds."""
@@ -230,21 +231,23 @@ class PrivateFarm:
             tried = self.attempts([running.job_id])
             now = next((a for s, a in tried if s.id == running.id and a.ended_at is None), None)
             before = [a for s, a in tried if s.number == running.number - 1 and a.outcome == Event.SUCCEED.value]
-            if now is None or not before or before[-1].ended_at is None:
+            if now is None or not before or not before[-1].frames:
                 continue
-            usual = (before[-1].ended_at - before[-1].started_at) / before[-1].frames * running.frames
+            usual = before[-1].device_seconds / before[-1].frames * running.frames
             if usual / 3 < time.time() - now.started_at < usual * 2 / 3:
                 yield running, now
 
     def _kill_worker(self, name: str) -> None:
         """The worker's process for good: the supervisor, which would start it again, goes first."""
-        for one in (supervisor.NAME, f"worker-{name}"):
-            running = processes.find(one, self.settings.run_dir)
-            if running is None:
-                raise Failed(f"{one} does not run")
-            running.signal(signal.SIGKILL)
-            if not running.wait_gone(30):
-                raise Failed(f"{one} survived SIGKILL")
+        names = (supervisor.NAME, f"worker-{name}")
+        running = [one for one in (processes.find(name, self.settings.run_dir) for name in names) if one is not None]
+        if len(running) != len(names):
+            raise Failed(f"not both of {' and '.join(names)} run")
+        for one in running:
+            one.signal(signal.SIGKILL)
+        for one in running:
+            if not one.wait_gone(30):
+                raise Failed(f"{one.name} survived SIGKILL")
         self.dead.add(name)
 
     def _await_end(self, attempt: Attempt, deadline: float) -> str | None:
