@@ -74,6 +74,7 @@ class RoomSettings(_Section):
 
 
 class FilmSettings(_Section):
+    codec: Literal["libx264", "h264_nvenc"]
     crf: int = Field(ge=0, le=51)
     encoder_preset: str
     audio_bitrate: int = Field(ge=32_000, le=512_000)

@@ -16,6 +16,8 @@ from farm.config import Settings, settings_files
 from farm.errors import FarmError
 from farm.ledger import migrate, open_ledger, read
 from farm.media.binary import find_ffmpeg, version
+from farm.media.encode import why_not_encoding
+from farm.media.profile import SOFTWARE
 from farm.roster import WorkerSpec, load_roster, roster_file
 from farm.store import open_store
 
@@ -27,7 +29,15 @@ TOOLS = {"cuda": "nvidia-smi", "npu": "npu-smi"}
 def examine(settings: Settings) -> list[Finding]:
     """Every examination in turn; none raises for what it finds."""
     findings = [_python(), _settings(settings)]
-    examinations: tuple[Callable[[Settings], list[Finding]], ...] = (_ffmpeg, _redis, _ledger, _store, _disk, _roster)
+    examinations: tuple[Callable[[Settings], list[Finding]], ...] = (
+        _ffmpeg,
+        _encoders,
+        _redis,
+        _ledger,
+        _store,
+        _disk,
+        _roster,
+    )
     for examination in examinations:
         try:
             findings += examination(settings)
@@ -48,6 +58,21 @@ def _settings(settings: Settings) -> Finding:
 def _ffmpeg(settings: Settings) -> list[Finding]:
     ffmpeg = find_ffmpeg()
     return [Finding("ffmpeg", "well", f"{version(ffmpeg)} at {ffmpeg}")]
+
+
+def _encoders(settings: Settings) -> list[Finding]:
+    """Each encoder is tried; one of a card also with what each worker sees, if jobs are prepared for it."""
+    tried = {codec: why_not_encoding(codec) for codec in (SOFTWARE, "h264_nvenc")}
+    told = [f"{codec} {'works' if why is None else f'does not work ({why})'}" for codec, why in tried.items()]
+    codec = settings.film.codec
+    found = [Finding("encoders", "wrong" if tried[SOFTWARE] else "well", f"{'; '.join(told)}; jobs use {codec}")]
+    for spec in load_roster() if codec != SOFTWARE else []:
+        why = why_not_encoding(codec, spec.device_set.environment()) if spec.renders else None
+        if why is not None:
+            problem = f"on {spec.device_set} {codec} does not work: {why}"
+            advice = f'set film.codec = "{SOFTWARE}", or use a card with an encoder (H100 and H200 have none)'
+            found.append(Finding(f"encoder of {spec.name}", "wrong", problem, advice))
+    return found
 
 
 def _redis(settings: Settings) -> list[Finding]:

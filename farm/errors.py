@@ -7,6 +7,7 @@
     ├── MediaError        a media tool failed; its caller says what that means
     ├── EngineError       the model failed; tried again after a pause
     │   ├── OutOfMemory   tried again once, smaller
+    │   ├── NoEncoder     this worker's ffmpeg cannot encode the job's frames; another worker may
     │   └── DeviceFault   the device or its host is unusable; the host is replaced
     ├── Interrupted       a stop that was asked for; costs no attempt
     ├── NotEnoughRoom     a worker's disk or memory is too full to take work, or a disk for a model
@@ -76,6 +77,10 @@ class EngineError(FarmError):
 
 class OutOfMemory(EngineError):
     """The device ran out of memory; tried again once, smaller."""
+
+
+class NoEncoder(EngineError):
+    """This worker cannot encode with the codec of the job; another worker may."""
 
 
 class DeviceFault(EngineError):

@@ -12,6 +12,7 @@ from farm.errors import (
     Interrupted,
     LedgerAway,
     MediaError,
+    NoEncoder,
     NotEnoughRoom,
     OutOfMemory,
     StoreError,
@@ -57,12 +58,13 @@ class Decision:
 
 
 def classify(error: BaseException) -> str:
-    """One word for reports: input, memory, device, engine, media, room, store, ledger, stop or bug."""
+    """One word for reports: input, memory, encoder, device, engine, media, room, store, ledger, stop or bug."""
     if isinstance(error, OSError) and error.errno in _DISK_FULL:
         return "room"
     kinds: tuple[tuple[type[BaseException], str], ...] = (
         (InputError, "input"),
         (OutOfMemory, "memory"),
+        (NoEncoder, "encoder"),
         (DeviceFault, "device"),
         (MediaError, "media"),
         (NotEnoughRoom, "room"),
@@ -76,8 +78,13 @@ def classify(error: BaseException) -> str:
     return "engine" if isinstance(error, FarmError) else "bug"
 
 
-def decide(error: BaseException, *, errors_before: int, was_smaller: bool, policy: RetryPolicy) -> Decision:
-    """What to do after `error` ended an attempt of a segment that had failed `errors_before` times already."""
+def decide(
+    error: BaseException, *, errors_before: int, was_smaller: bool, policy: RetryPolicy, others_may: bool = False
+) -> Decision:
+    """What to do after `error` ended an attempt of a segment that had failed `errors_before` times already.
+
+    `others_may`: there are workers that did not refuse its job for want of an encoder.
+    """
     failure = classify(error)
     reason = redact(str(error)) or type(error).__name__  # it is kept in the ledger and shown to everybody
     if failure in ("stop", "room", "store", "ledger"):
@@ -85,6 +92,9 @@ def decide(error: BaseException, *, errors_before: int, was_smaller: bool, polic
         return Decision(Event.INTERRUPT, reason, failure)
     if failure == "input":
         return Decision(Event.FAIL, reason, failure)
+    if failure == "encoder":
+        # It cannot go on for ever: the strikes of one job are counted for each worker, and a refusal is one.
+        return Decision(Event.INTERRUPT if others_may else Event.FAIL, reason, failure, strike=others_may)
     replace = failure == "device"
     if failure == "memory":
         if was_smaller:

@@ -102,7 +102,7 @@ def _one_round(
         for attempt in read.attempts(ledger, job_id):
             if attempt.outcome == "succeed":
                 seen[attempt.worker] = attempt
-            elif attempt.strike or attempt.failure == "input":
+            elif attempt.strike or attempt.failure in ("input", "encoder"):
                 problems[attempt.worker] = attempt.reason or "it failed without a word"
 
 

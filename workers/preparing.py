@@ -19,7 +19,7 @@ from farm.ledger.values import Job, NewArtifact
 from farm.media.binary import find_ffmpeg, version
 from farm.media.decode import AudioFacts, decode_driving, decode_native, to_driving
 from farm.media.pauses import find_pauses
-from farm.media.profile import default_profile
+from farm.media.profile import SOFTWARE, EncoderProfile, default_profile
 from farm.media.sound import NativeSound
 from farm.models import ModelSpec, load_model
 from farm.planning import Part, PlannedSegment, Stretch, choose_cuts, digest_of, frame_count, plan_segments, stretches
@@ -49,9 +49,7 @@ def prepare(job: Job, token: int, store: Store, segments: SegmentSettings, film:
     model = load_model(job.model)
     folder = store.folder(job.id).make()
     portrait, portrait_notes = _look_at_portrait(job, token, store, folder)
-    profile = dataclasses.replace(
-        default_profile(job.width, job.height, job.fps), crf=film.crf, preset=film.encoder_preset
-    )
+    profile = _choose_profile(job, film)
     made = _Making(job, token, store, folder, model, portrait.sha256, json.loads(profile.to_json()))
     seconds = model.segment_seconds or segments.seconds
     sound, driving, facts, plan = (
@@ -73,6 +71,11 @@ def prepare(job: Job, token: int, store: Store, segments: SegmentSettings, film:
         plan=tuple(plan),
         queue=model.queue_for(job.preset),
     )
+
+
+def _choose_profile(job: Job, film: FilmSettings) -> EncoderProfile:
+    profile = dataclasses.replace(default_profile(job.width, job.height, job.fps, film.codec), crf=film.crf)
+    return dataclasses.replace(profile, preset=film.encoder_preset) if film.codec == SOFTWARE else profile
 
 
 @dataclass(frozen=True, slots=True)

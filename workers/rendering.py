@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from farm.artifacts import JobFolder, staging_name
-from farm.errors import DeviceFault, EngineChanged, EngineError, FarmError, FileLost, MediaError, StoreError
+from farm.errors import DeviceFault, EngineChanged, EngineError, FarmError, FileLost, MediaError, NoEncoder, StoreError
 from farm.ledger import Ledger, read
 from farm.ledger.values import Job, Lease, NewArtifact
-from farm.media.encode import SegmentEncoder
-from farm.media.profile import EncoderProfile
+from farm.media.encode import SegmentEncoder, why_not_encoding
+from farm.media.profile import SOFTWARE, EncoderProfile
 from farm.models import ModelSpec
 from farm.planning import Part
 from farm.states import ArtifactKind
@@ -61,6 +61,8 @@ class Renderer:
         self._preset = preset or model.default_preset
         self._stop_seconds = stop_seconds
         self._on_progress = on_progress
+        self._devices = spec.devices
+        self._tried: dict[str, str | None] = {}  # codecs, and why they do not encode here
 
     @property
     def is_warm(self) -> bool:
@@ -92,12 +94,13 @@ class Renderer:
         if self.host.loaded is None:
             raise DeviceFault("the host is not loaded")
         job, segment = lease.job, lease.segment
+        profile = EncoderProfile.from_json(json.dumps(job.profile))
+        self._refuse_what_cannot_be_encoded(profile.codec)
         folder = self._store.folder(job.id).make()
         final = folder.segment(segment.number, lease.token, SUFFIX)
         staged = staging_name(final, lease.token)
-        profile = EncoderProfile.from_json(json.dumps(job.profile))
         description = self.host.loaded.description
-        with SegmentEncoder(profile, description["pixel_format"], staged) as encoder:
+        with SegmentEncoder(profile, description["pixel_format"], staged, self._devices.environment()) as encoder:
             done = self._drive_host(lease, watch, encoder)
             encoded = encoder.finish(ENCODER_SECONDS)
         planned = segment.part.frames if segment.part is not None else segment.frames
@@ -113,6 +116,20 @@ class Renderer:
         return RenderedSegment(
             tuple(artifacts), done.carry, done.frames, done.device_seconds, str(description["version"])
         )
+
+    def _refuse_what_cannot_be_encoded(self, codec: str) -> None:
+        """Raises NoEncoder.  A codec of a card is tried once, with the devices that the host has."""
+        if codec == SOFTWARE:
+            return
+        if codec not in self._tried:
+            self._tried[codec] = why_not_encoding(codec, self._devices.environment())
+        why = self._tried[codec]
+        if why is not None:
+            raise NoEncoder(
+                f"the ffmpeg of this worker on {self._devices} cannot encode with {codec}, for which the job was"
+                f" prepared ({why}): use a card that has an encoder (H100 and H200 have none), or set"
+                f' film.codec = "{SOFTWARE}" and submit the row with --again'
+            )
 
     def _drive_host(self, lease: Lease, watch: LeaseWatch, encoder: SegmentEncoder) -> Rendered:
         segment = lease.segment

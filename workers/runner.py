@@ -19,7 +19,7 @@ from farm.artifacts import discard_staged
 from farm.config import Settings
 from farm.devices import parse_devices
 from farm.doorbell import Doorbell, Ringer
-from farm.errors import ConfigError, EngineChanged, FarmError, Interrupted, LeaseLost, LedgerAway, StoreError
+from farm.errors import ConfigError, EngineChanged, FarmError, Interrupted, LeaseLost, LedgerAway, NoEncoder, StoreError
 from farm.ledger import Ledger, crew, live, moves, read
 from farm.ledger.repair import begin_again, render_again
 from farm.ledger.values import Lease, Reused
@@ -408,7 +408,13 @@ class Runner:
 
     def _release(self, lease: Lease, error: Exception, began: float) -> None:
         """Tell the ledger how the attempt ended and do to the host what the error asks for."""
-        decision = decide(error, errors_before=lease.segment.errors, was_smaller=lease.smaller, policy=self.policy)
+        decision = decide(
+            error,
+            errors_before=lease.segment.errors,
+            was_smaller=lease.smaller,
+            policy=self.policy,
+            others_may=isinstance(error, NoEncoder) and self._others_may_encode(lease),
+        )
         if decision.failure == "bug":
             log.exception("%s: an error that the farm does not know", lease.label, exc_info=error)
         else:
@@ -433,6 +439,14 @@ class Runner:
             self._store_fails = (time.monotonic() + STORE_SECONDS, decision.reason)
         if decision.failure == "room":
             self._full = (time.monotonic() + FULL_SECONDS, decision.reason)
+
+    def _others_may_encode(self, lease: Lease) -> bool:
+        """Whether there is another worker, be it busy or loading, that did not refuse a segment of this job."""
+        tried = read.attempts(self.ledger, lease.job.id)
+        refused = {a.worker for a in tried if a.strike and a.failure == "encoder"} | {self.name}
+        at_work = (WorkerState.LOADING, WorkerState.IDLE, WorkerState.RENDERING)
+        crew_now = [w for w in read.workers(self.ledger) if w.queue == self.queue and w.drain is None]
+        return any(w.state in at_work and w.name not in refused for w in crew_now)
 
     def _drop(self, lease: Lease, why: str) -> None:
         log.warning("%s: dropped: %s", lease.label, why)

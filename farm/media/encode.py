@@ -7,6 +7,7 @@ every frame rate (MPEG-TS rounds to 1/90000 s), and a browser plays it as it is.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,11 +17,13 @@ import ffmpeg
 from farm.errors import MediaError
 from farm.media.command import locate, pattern_input, raw_input, to_argv
 from farm.media.probe import probe_segment
-from farm.media.profile import EncoderProfile
+from farm.media.profile import SOFTWARE, EncoderProfile, default_profile
 from farm.media.run import Child, enlarge_pipe, run
 
 PixelFormat = Literal["rgb24", "bgr24", "yuv420p"]
 FRAGMENTED = "+frag_keyframe+empty_moov+default_base_moof"
+TRIAL_SIDE = 256  # pixels; more than the smallest picture that any card takes
+TRIAL_SECONDS = 60.0  # a driver that nobody used since the machine started takes a while
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +44,17 @@ class SegmentEncoder:
     bgr24, height * width * 3 / 2 for yuv420p, which must already be in the profile's matrix and range.
     """
 
-    def __init__(self, profile: EncoderProfile, pixel_format: PixelFormat, target: Path) -> None:
-        """Start the encoder.  `target` is a staging path, overwritten; its suffix does not matter."""
+    def __init__(
+        self,
+        profile: EncoderProfile,
+        pixel_format: PixelFormat,
+        target: Path,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        """Start the encoder.  `target` is a staging path, overwritten; its suffix does not matter.
+
+        `environment`, the process's own unless given, says which cards the encoder sees.
+        """
         self._target = target
         self._frames_encoded = 0
         read_end, self.write_fd = os.pipe()  # neither is inherited unless it is handed over
@@ -57,6 +69,7 @@ class SegmentEncoder:
                 stdin=read_end,
                 pass_fds=(progress_write,),
                 on_line={progress_read: self._note_progress},
+                environment=environment,
             )
         except BaseException:
             os.close(progress_read)
@@ -181,21 +194,40 @@ def _encoder_options(profile: EncoderProfile) -> dict[str, Any]:
         "color_trc": profile.transfer,
         "color_range": profile.range,
     }
-    if profile.codec == "libx264":
+    if profile.codec == SOFTWARE:
         return options | {"crf": profile.crf, "threads": profile.threads}
-    return options | {"cq": profile.crf}  # the NVENC family
+    # What the driver or another version of ffmpeg might choose otherwise is named.  Every GOP of NVENC begins with an
+    # IDR frame; without looking ahead it puts no key frame anywhere else.
+    return options | {
+        "profile:v": "high",
+        "tune": "hq",
+        "rc": "vbr",
+        "cq": max(1, profile.crf),  # 0 would mean that the card chooses
+        "b:v": 0,  # otherwise 2 Mbit/s bound the quality
+        "multipass": "disabled",
+        "rc-lookahead": 0,
+        "b_ref_mode": "disabled",
+    }
 
 
-def available_encoders(candidates: tuple[str, ...] = ("libx264", "h264_nvenc", "hevc_nvenc")) -> tuple[str, ...]:
-    """Those encoders that encode ten frames here.  Being compiled in says nothing: an H100 has no encoder unit."""
-    return tuple(codec for codec in candidates if _encodes_ten_frames(codec))
+def why_not_encoding(codec: str, environment: Mapping[str, str] | None = None) -> str | None:
+    """Why `codec` does not encode ten frames here, in the encoder's own words; None when it does.
 
-
-def _encodes_ten_frames(codec: str) -> bool:
-    pattern = pattern_input("testsrc=size=256x256:rate=25")
-    argv = to_argv(ffmpeg.output(pattern, "pipe:1", f="null", **{"c:v": codec, "pix_fmt": "yuv420p", "frames:v": 10}))
+    Being compiled in says nothing: an H100 has no encoder unit.  `environment` says which cards the encoder sees.
+    """
+    options = _encoder_options(default_profile(TRIAL_SIDE, TRIAL_SIDE, (25, 1), codec)) | {"frames:v": 10}
+    pattern = pattern_input(f"testsrc=size={TRIAL_SIDE}x{TRIAL_SIDE}:rate=25")
+    argv = to_argv(ffmpeg.output(pattern, "pipe:1", f="null", **options))
     try:
-        run(argv, timeout_seconds=30)
-    except MediaError:
-        return False
-    return True
+        run(argv, timeout_seconds=TRIAL_SECONDS, environment=environment)
+    except MediaError as error:
+        return _cause(error, codec)
+    except OSError as error:
+        return str(error)
+    return None
+
+
+def _cause(error: MediaError, codec: str) -> str:
+    """What the encoder itself said first: ffmpeg goes on with what that meant for everything around it."""
+    told = [line.partition("] ")[2] for line in error.stderr.splitlines() if line.startswith(f"[{codec} @")]
+    return told[0].strip().rstrip(".") if told else str(error)

@@ -14,6 +14,8 @@ from fractions import Fraction
 from typing import Any
 
 SMALLEST_TIMESCALE = 10_000
+SOFTWARE = "libx264"  # encodes on every machine
+NVENC_PRESET = "p5"  # of p1 (fastest) to p7 (best); it has no word for those of x264
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,9 +27,9 @@ class EncoderProfile:
     fps: tuple[int, int]  # numerator, denominator
     gop: int  # frames from one IDR frame to the next
     video_track_timescale: int  # ticks per second; a multiple of fps, so that every time stamp is exact
-    codec: str = "libx264"
+    codec: str = SOFTWARE  # or h264_nvenc
     preset: str = "fast"
-    crf: int = 18
+    crf: int = 18  # NVENC's cq
     threads: int = 4  # fixed, because x264 writes other bytes with another number
     pix_fmt: str = "yuv420p"
     matrix: str = "bt709"
@@ -55,8 +57,8 @@ class EncoderProfile:
         return round(self.video_track_timescale / Fraction(*self.fps))
 
 
-def default_profile(width: int, height: int, fps: tuple[int, int]) -> EncoderProfile:
-    """The profile of a new job: x264, an IDR frame every two seconds.  Raises ValueError for odd sizes."""
+def default_profile(width: int, height: int, fps: tuple[int, int], codec: str = SOFTWARE) -> EncoderProfile:
+    """The profile of a new job: an IDR frame every two seconds.  Raises ValueError for odd sizes."""
     if width <= 0 or height <= 0 or width % 2 or height % 2:
         raise ValueError(f"a film must have an even width and height, not {width}x{height}")
     rate = Fraction(*fps)
@@ -69,4 +71,6 @@ def default_profile(width: int, height: int, fps: tuple[int, int]) -> EncoderPro
         fps=(rate.numerator, rate.denominator),
         gop=max(1, round(2 * rate)),
         video_track_timescale=timescale,
+        codec=codec,
+        preset="fast" if codec == SOFTWARE else NVENC_PRESET,
     )

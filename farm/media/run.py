@@ -31,6 +31,7 @@ class Child:
 
     stdin, stdout and `watched` are as in Popen: file descriptors of the caller, which stay the caller's to close.
     `watched` maps a descriptor that the child writes text to (such as -progress) to what is called with each line.
+    `environment` is the caller's own unless given; an encoder on a card reads there which cards it may see.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class Child:
         pass_fds: Sequence[int] = (),
         memory_limit_bytes: int | None = None,
         on_line: Mapping[int, Callable[[str], None]] | None = None,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         self.argv = list(argv)
         self.timed_out = False
@@ -55,7 +57,7 @@ class Child:
             stderr=subprocess.PIPE,
             pass_fds=pass_fds,
             process_group=0,
-            env=_environment(),
+            env=_environment(environment),
         )
         self.pid = self._process.pid
         if memory_limit_bytes is not None:
@@ -186,6 +188,7 @@ def run(
     timeout_seconds: float,
     memory_limit_bytes: int | None = None,
     output_limit_bytes: int = OUTPUT_LIMIT_BYTES,
+    environment: Mapping[str, str] | None = None,
 ) -> bytes:
     """Run a media tool without input and return its stdout.
 
@@ -193,7 +196,11 @@ def run(
     disk is full; OSError when the program cannot be started.
     """
     with Child(
-        argv, timeout_seconds=timeout_seconds, stdout=subprocess.PIPE, memory_limit_bytes=memory_limit_bytes
+        argv,
+        timeout_seconds=timeout_seconds,
+        stdout=subprocess.PIPE,
+        memory_limit_bytes=memory_limit_bytes,
+        environment=environment,
     ) as child:
         said = child.stdout.read(output_limit_bytes + 1)
         if len(said) > output_limit_bytes:
@@ -211,8 +218,8 @@ def enlarge_pipe(fd: int, size: int = MIB) -> None:
         fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, size)
 
 
-def _environment() -> dict[str, Any]:
+def _environment(base: Mapping[str, str] | None) -> dict[str, Any]:
     # FFREPORT would make ffmpeg write a log file wherever it runs.  Messages are parsed, so they stay in English.  On a
     # machine with many processors, glibc's arenas would use up the address space that a memory limit leaves.
-    inherited = {key: value for key, value in os.environ.items() if key != "FFREPORT"}
+    inherited = {key: value for key, value in (os.environ if base is None else base).items() if key != "FFREPORT"}
     return inherited | {"LC_ALL": "C.UTF-8", "MALLOC_ARENA_MAX": "2"}

@@ -10,6 +10,7 @@ import sys
 import time
 from dataclasses import replace
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 
 import av
@@ -17,7 +18,7 @@ import numpy as np
 import pytest
 
 from farm.errors import MediaError
-from farm.media.encode import SegmentEncoder, available_encoders
+from farm.media.encode import SegmentEncoder, segment_argv, why_not_encoding
 from farm.media.probe import probe_segment
 from farm.media.profile import EncoderProfile, default_profile
 from farm.media.verify import frame_hashes, verify_segment
@@ -168,8 +169,25 @@ def test_encoders_leave_no_descriptors(make_segment: MakeSegment):
     assert len(os.listdir("/proc/self/fd")) <= len(before)  # noqa: PTH208
 
 
-def test_x264_is_tried_and_found():
-    assert available_encoders(("libx264", "no_such_encoder")) == ("libx264",)
+def test_an_encoder_is_tried_and_says_itself_why_it_does_not_work():
+    assert why_not_encoding("libx264") is None
+    assert "no_such_encoder" in (why_not_encoding("no_such_encoder") or "")
+
+
+def test_nvenc_understands_its_options_and_fails_for_want_of_a_card_alone():
+    why = why_not_encoding("h264_nvenc", os.environ | {"CUDA_VISIBLE_DEVICES": ""})
+    assert why is not None and "\n" not in why
+    assert not {"option", "undefined", "parse"} & set(why.lower().split()), why
+
+
+def test_nvenc_is_told_quality_and_gops_in_its_own_words(tmp_path: Path):
+    profile = replace(default_profile(64, 64, (25, 1), "h264_nvenc"), crf=0)
+    argv = segment_argv(profile, "rgb24", tmp_path / "s.mp4", progress_fd=2)
+    said = dict(pairwise(argv))
+    wanted = {"-c:v": "h264_nvenc", "-preset": "p5", "-rc": "vbr", "-cq": "1", "-b:v": "0", "-bf": "0", "-g": "50"}
+    assert {key: said.get(key) for key in wanted} == wanted
+    assert said["-b_ref_mode"] == "disabled" and said["-pix_fmt"] == "yuv420p" and said["-colorspace"] == "bt709"
+    assert not {"-crf", "-threads"} & set(argv)
 
 
 @pytest.mark.parametrize("fps", FPS)
@@ -184,7 +202,8 @@ def test_a_profile_survives_json_and_tells_every_frame_exactly(fps: tuple[int, i
 def test_every_field_changes_the_fingerprint():
     profile = default_profile(64, 64, (25, 1))
     others = [replace(profile, crf=19), replace(profile, preset="medium"), replace(profile, threads=1)]
-    assert len({one.fingerprint() for one in (profile, *others)}) == 4
+    others.append(replace(profile, codec="h264_nvenc"))
+    assert len({one.fingerprint() for one in (profile, *others)}) == 5
 
 
 def test_odd_sizes_are_refused():

@@ -53,6 +53,7 @@ def test_lists_are_read_from_a_variable(monkeypatch: pytest.MonkeyPatch) -> None
         ("[lease]\nttl_second = 30\n", "lease.ttl_second: Extra inputs are not permitted"),
         ("ledger = 'x'\n", "ledger: Extra inputs are not permitted"),
         ("[film]\ncrf = 'fine'\n", "film.crf: Input should be a valid integer"),
+        ("[film]\ncodec = 'x265'\n", "film.codec: Input should be 'libx264' or 'h264_nvenc'"),
         ("lease = 3\n", "lease: Input should be a valid dictionary"),
         ("[lease\n", "Expected ']' at the end of a table declaration"),
     ],

@@ -13,6 +13,7 @@ from farm.errors import (
     InputError,
     Interrupted,
     MediaError,
+    NoEncoder,
     NotEnoughRoom,
     OutOfMemory,
     StoreError,
@@ -30,6 +31,7 @@ ERRORS: list[BaseException] = [
     MediaError(["ffmpeg"], 1, "bad"),
     NotEnoughRoom("disk full"),
     StoreError("the object store does not answer"),
+    NoEncoder("no card"),
     Interrupted("drained"),
     ConfigError("file: key"),
     ZeroDivisionError("a bug of ours"),
@@ -45,7 +47,7 @@ def after_error(error: BaseException, errors_before: int = 0, was_smaller: bool 
     list(
         zip(
             ERRORS,
-            ["input", "memory", "device", "engine", "media", "room", "store", "stop", "engine", "bug"],
+            ["input", "memory", "device", "engine", "media", "room", "store", "encoder", "stop", "engine", "bug"],
             strict=True,
         )
     ),
@@ -84,6 +86,13 @@ def test_a_stop_that_was_asked_for_costs_nothing(error: BaseException) -> None:
     decision = after_error(error, errors_before=2)
     assert decision.event is Event.INTERRUPT
     assert not (decision.counts or decision.strike or decision.delay_seconds)
+
+
+def test_a_job_without_an_encoder_goes_to_another_worker_and_fails_once_none_is_left() -> None:
+    asked = {"errors_before": 2, "was_smaller": False, "policy": POLICY}
+    passed_on = decide(NoEncoder("no card"), others_may=True, **asked)
+    assert passed_on == Decision(Event.INTERRUPT, "no card", "encoder", strike=True)
+    assert decide(NoEncoder("no card"), others_may=False, **asked) == Decision(Event.FAIL, "no card", "encoder")
 
 
 def test_the_last_allowed_failure_gives_up_and_says_how_often_it_was_tried() -> None:
