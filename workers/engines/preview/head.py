@@ -1,4 +1,7 @@
-"""The head's motion: a small turn of an ellipsoid, a roll about the neck, a sway, and breathing shoulders."""
+"""The motion of head and shoulders: a small turn of an ellipsoid, a roll about the neck, a sway, and breath.
+
+The shoulders carry the head: what moves them moves both, so the neck is hardly stretched.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +15,11 @@ from workers.engines.preview.landmarks import CHIN, FOREHEAD, LEFT_EYE_OUTER, OV
 from workers.engines.preview.motion import Pose
 from workers.engines.preview.shaping import Floats, smoothstep
 
-_BESIDE = 0.15  # face heights
+_BESIDE = 0.15  # face heights over which what is behind the head stops to go along
+_BESIDE_BODY = 0.35  # the same for the shoulders, which move further
 _STEADY = 0.015  # face heights around the person that move as the person does: wisps of hair
 _NOBODY = 0.08  # share of the picture; with less the model has found no person
+_EDGE = 0.08  # share of the picture over which the shoulders' motion fades at its sides and its bottom
 _COARSE = 4  # the field is smooth: it is computed on a grid this much coarser and enlarged
 
 
@@ -45,15 +50,24 @@ class HeadField:
 
         on_head = 1 - smoothstep(0.48, 1.15, v)  # fades down the neck to nothing at the shoulders
         # What stands close behind the head goes along a little, so nothing is uncovered that the photo does not show.
-        beside = _follow_outline(portrait, (columns, rows), u, v, face)
-        self._share = cv2.GaussianBlur((on_head * beside).astype(np.float32), (0, 0), 2.0)
+        away = _away(portrait, (columns, rows), u, v, face)
+        near = 1 - smoothstep(0.95, 1.5, np.sqrt(u * u + 0.7 * np.minimum(v, 0) ** 2))
+        head = cv2.GaussianBlur((on_head * near * _fall(away, _BESIDE)).astype(np.float32), (0, 0), 2.0)
         ball = np.sqrt(np.clip(1 - (u / 0.62) ** 2 - ((v + 0.08) / 0.85) ** 2, 0, 1))
         nose = np.exp(-(u**2 + (v - 0.08) ** 2) / (2 * 0.13**2))
-        self._depth = cv2.GaussianBlur(ball.astype(np.float32), (0, 0), 3.0) - np.float32(0.35)
-        self._depth += np.float32(0.18) * nose.astype(np.float32)
+        depth = cv2.GaussianBlur(ball.astype(np.float32), (0, 0), 3.0) - np.float32(0.35)
+        depth += np.float32(0.18) * nose.astype(np.float32)
         pivot = centre + 0.75 * face * down
-        self._from_pivot = (x - np.float32(pivot[0])).astype(np.float32), (y - np.float32(pivot[1])).astype(np.float32)
-        self._shoulders = smoothstep(0.5, 1.3, v).astype(np.float32)
+        self._head, self._deep = head, head * depth
+        self._head_x, self._head_y = head * (x - np.float32(pivot[0])), head * (y - np.float32(pivot[1]))
+
+        # Shoulders sway about the waist and stand still where the picture cuts them, so its edge shows no smear.
+        body = _fall(away, _BESIDE_BODY) * (1 - 0.6 * smoothstep(0.8, 3.2, v)) * _inside(columns, rows)
+        body = body * (1 - smoothstep(1.8, 2.8, np.abs(u)))  # nobody else goes along
+        chest = smoothstep(0.5, 1.05, v) * body
+        self._body = cv2.GaussianBlur(body.astype(np.float32), (0, 0), 2.0)
+        self._rise = cv2.GaussianBlur(chest.astype(np.float32), (0, 0), 2.0)
+        self._widen = self._rise * np.clip(u, -1.2, 1.2).astype(np.float32)
 
     def backward(self, pose: Pose) -> tuple[Floats, Floats]:
         """x and y, float32 [height, width], of where each pixel comes from."""
@@ -61,12 +75,13 @@ class HeadField:
         roll = math.radians(1.25) * pose.roll
         yaw, pitch = 0.030 * unit * pose.yaw, 0.022 * unit * pose.pitch
         shift_x, shift_y = 0.016 * unit * pose.shift_x, 0.016 * unit * pose.shift_y
-        from_x, from_y = self._from_pivot
-        forward_x = shift_x + 0.5 * yaw - roll * from_y + 2.2 * yaw * self._depth
-        forward_y = shift_y + 0.4 * pitch - 0.004 * unit * pose.breath + roll * from_x + 2.2 * pitch * self._depth
-        forward_y = self._share * forward_y - self._shoulders * np.float32(0.006 * unit * pose.breath)
-        forward_x = (self._share * forward_x).astype(np.float32)
-        forward_y = forward_y.astype(np.float32)
+        body_x, body_y = 0.020 * unit * pose.body_x, 0.020 * unit * pose.body_y
+        along_x = (shift_x + 0.5 * yaw, self._head), (-roll, self._head_y), (2.2 * yaw, self._deep)
+        along_y = (shift_y + 0.4 * pitch - 0.006 * unit * pose.breath, self._head), (roll, self._head_x)
+        forward_x = _sum(*along_x, (body_x, self._body), (0.008 * unit * pose.breath, self._widen))
+        forward_y = _sum(
+            *along_y, (2.2 * pitch, self._deep), (body_y, self._body), (-0.016 * unit * pose.breath, self._rise)
+        )
 
         # The inverse of a small smooth field, by two steps towards the fixed point of b(p) = -f(p + b(p)).
         back_x, back_y = -forward_x, -forward_y
@@ -83,14 +98,33 @@ class HeadField:
         return x, y
 
 
-def _follow_outline(portrait: FramedPortrait, size: tuple[int, int], u: Floats, v: Floats, face: float) -> Floats:
-    """1 on the person near the head, falling to 0 over _BESIDE face heights of what is behind."""
-    head = 1 - smoothstep(0.95, 1.5, np.sqrt(u * u + 0.7 * np.minimum(v, 0) ** 2))
-    if portrait.matte.mean() <= _NOBODY:
-        return np.asarray(head, np.float32)
+def _sum(*parts: tuple[float, Floats]) -> Floats:
+    """Fields, each times its number."""
+    total = np.float32(parts[0][0]) * parts[0][1]
+    for size, field in parts[1:]:
+        total += np.float32(size) * field
+    return total
+
+
+def _fall(away: Floats, over: float) -> Floats:
+    """1 on the person, falling to 0 over so many face heights of what is behind."""
+    return np.asarray(1 - smoothstep(_STEADY, _STEADY + over, away), np.float32)
+
+
+def _inside(columns: int, rows: int) -> Floats:
+    """1 inside the picture, falling to 0 at its sides and its bottom."""
+    from_side = np.minimum(np.arange(columns), np.arange(columns)[::-1]) / (_EDGE * columns)
+    from_bottom = np.arange(rows)[::-1] / (_EDGE * rows)
+    return np.asarray(smoothstep(0, 1, from_bottom)[:, None] * smoothstep(0, 1, from_side)[None], np.float32)
+
+
+def _away(portrait: FramedPortrait, size: tuple[int, int], u: Floats, v: Floats, face: float) -> Floats:
+    """How far each place is from the person, in face heights; where no person was found, from the head."""
     # On a drawing or before a crowd the matte may miss a part of the head: its oval belongs to it in any case.
-    oval = (u / 0.46) ** 2 + ((v + 0.08) / 0.62) ** 2 < 1
-    person = (cv2.resize(portrait.matte, size, interpolation=cv2.INTER_AREA) > 0.35) | oval
+    person = (u / 0.46) ** 2 + ((v + 0.08) / 0.62) ** 2 < 1
+    if portrait.matte.mean() <= _NOBODY:
+        person |= (np.abs(u) < 1) & (v < 1.2)
+    else:
+        person |= cv2.resize(portrait.matte, size, interpolation=cv2.INTER_AREA) > 0.35
     scale = portrait.size[0] / size[0]
-    away = cv2.distanceTransform((~person).astype(np.uint8), cv2.DIST_L2, 5) * scale / face
-    return np.asarray(head * (1 - smoothstep(_STEADY, _STEADY + _BESIDE, away)), np.float32)
+    return np.asarray(cv2.distanceTransform((~person).astype(np.uint8), cv2.DIST_L2, 5) * scale / face, np.float32)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 
 from workers.engines.preview.framing import FramedPortrait
 from workers.engines.preview.landmarks import AROUND_MOUTH, LEFT_CHEEK, LIPS, RIGHT_CHEEK
@@ -36,7 +37,8 @@ class _OwnTeeth:
     """The portrait's teeth."""
 
     texture: Floats  # [rows, columns, 3] of the local grid
-    edge: Floats  # v of their lower edge over the columns
+    edge: Floats  # v of the upper row's lower edge over the columns
+    lower: Floats | None  # v of the lower row's upper edge, where the portrait shows one
     colour: Floats
 
 
@@ -80,8 +82,11 @@ class InnerMouth:
         lips = across
         across = across + np.float32(_BEHIND * pose.yaw)
         colour = self._cavity(across, depth)
-        colour = self._add_tongue(colour, pose, shape, v, lower, across, depth)
-        colour = self._add_lower_teeth(colour, pose, shape, v, lower, across)
+        colour = self._add_tongue(colour, pose, shape, v, upper, lower, across)
+        if self._own and self._own.lower is not None:
+            colour = self._add_own_lower_teeth(colour, self._own, self._own.lower, shape, v, columns)
+        else:
+            colour = self._add_lower_teeth(colour, pose, shape, v, lower, across, columns)
         if self._own:
             colour = self._add_own_teeth(colour, self._own, v, upper, across, columns)
         else:
@@ -109,38 +114,67 @@ class InnerMouth:
         return self._palette.cavity * sides * glow[..., None]
 
     def _add_tongue(
-        self, colour: Floats, pose: Pose, shape: MouthShape, v: Floats, lower: Floats, across: Floats, depth: Floats
+        self, colour: Floats, pose: Pose, shape: MouthShape, v: Floats, upper: Floats, lower: Floats, across: Floats
     ) -> Floats:
-        """A mound behind the lower lip.  It rises for l, n, t and d and lies low otherwise."""
+        """It lies behind the lower teeth; for l, n, t, d and th its tip rises to the upper ones."""
         half, soft = self._geometry.half, self._soft
-        mound = 1 - 0.8 * across**2
-        top = lower - ((0.07 + 0.16 * pose.tongue) * half + 0.14 * shape.opening) * mound
-        share = smoothstep(-2.5 * soft, 3.5 * soft, v - top) * (1 - smoothstep(0.35, 0.72, np.abs(across)))
-        share = share * (0.9 * ease(0.12 * half, 0.34 * half, shape.opening))
-        # Wet, with a furrow along its middle and a glint where the light comes in.
-        light = (0.36 + 0.62 * depth) * (1 - 0.12 * np.exp(-((across / 0.06) ** 2)))
-        light = light + 0.10 * np.exp(-(((across - 0.18) / 0.16) ** 2) - ((v - top - 0.05 * half) / (0.05 * half)) ** 2)
+        aside = np.abs(across)
+        rises = ease(0.25, 0.75, pose.tongue)
+        lying = (0.04 * half + 0.36 * shape.opening) * (1 - 0.8 * across**2)
+        raised = 0.90 * (lower - upper) * np.clip(1 - (aside / 0.72) ** 2, 0, 1) ** 0.6
+        height = lying + rises * np.maximum(0, raised - lying)
+        share = smoothstep(-2.0 * soft, 2.0 * soft, v - lower + height) * (1 - smoothstep(0.45, 0.80, aside))
+        share = share * (0.95 * ease(0.04 * half, 0.18 * half, shape.opening))
+        back = np.clip((lower - v) / np.maximum(height, 1.0), 0, 1)
+        # Wet, with a furrow along its middle and a glint where the light comes in; its back lies in the dark.
+        light = 0.90 - (0.52 - 0.40 * rises) * back - 0.10 * np.exp(-((across / 0.06) ** 2)) * (1 - back)
+        light = light + 0.12 * np.exp(-(((across - 0.16) / 0.14) ** 2) - ((back - 0.45 - 0.3 * rises) / 0.16) ** 2)
         return _mix(colour, self._palette.tongue * light[..., None], share)
 
     def _add_lower_teeth(
-        self, colour: Floats, pose: Pose, shape: MouthShape, v: Floats, lower: Floats, across: Floats
+        self, colour: Floats, pose: Pose, shape: MouthShape, v: Floats, lower: Floats, across: Floats, columns: Floats
     ) -> Floats:
-        """A hint of them: speech shows them when the teeth meet and when the lips are drawn apart."""
-        half, soft = self._geometry.half, self._soft
-        shown = 0.02 + 0.05 * pose.teeth + 0.05 * max(0.0, shape.spread)
-        edge = lower - shown * half * (1 - 0.8 * shape.rounding) * (1 - np.abs(across) ** 2.2)
-        share = smoothstep(-0.6 * soft, 0.6 * soft, v - edge) * (1 - smoothstep(0.40, 0.68, np.abs(across)))
-        share = share * ((0.10 + 0.45 * pose.teeth) * ease(0.05 * half, 0.15 * half, shape.opening))
-        return _mix(colour, _lit(self._tooth, np.full_like(share, 0.58)), share * (1 - 0.7 * shape.rounding))
+        """They stand on the jaw and go with it: the lip bares them as far as it is lowered further than the jaw."""
+        g, soft = self._geometry, self._soft
+        half = g.half
+        shown = 0.035 + 0.05 * pose.teeth + 0.06 * max(0.0, shape.spread) - 0.05 * shape.rounding
+        edge = np.interp(columns, g.u, g.lines.lower_inner)[None] + self._drop(shape)
+        along = (across - 0.5 * self._midline) / (0.68 * self._tooth_width)
+        between = np.abs((along + 0.5) % 1 - 0.5) * 2
+        edge = edge + (0.10 * across**2 + 0.012 * between**3 - shown) * half
+        share = smoothstep(-0.6 * soft, 0.6 * soft, v - edge) * (1 - smoothstep(0.38, 0.66, np.abs(across)))
+        share = share * (0.25 + 0.45 * max(pose.teeth, 0.6)) * ease(0.05 * half, 0.15 * half, shape.opening)
+        lines = 1 - 0.18 * smoothstep(0.72, 1.0, between) * ease(14, 40, half)
+        light = 0.66 * lines * (1 - 0.4 * np.abs(across) ** 1.5)
+        return _mix(colour, _lit(self._tooth, light), share * (1 - 0.7 * shape.rounding))
+
+    def _drop(self, shape: MouthShape) -> float:
+        """By how much the lower teeth are lower than in the portrait, pixels; negative where they are higher."""
+        return 0.72 * (shape.opening - self._geometry.gap)
+
+    def _texture(self, own: _OwnTeeth, v: Floats, columns: Floats) -> Floats:
+        """The portrait's teeth at other rows and columns."""
+        g = self._geometry
+        at_u = np.broadcast_to((columns - g.u[0]).astype(np.float32), (len(v), len(columns)))
+        at_v = np.broadcast_to((v - g.v[0]).astype(np.float32), (len(v), len(columns)))
+        return np.asarray(cv2.remap(own.texture, at_u, at_v, cv2.INTER_LINEAR), np.float32)
+
+    def _add_own_lower_teeth(
+        self, colour: Floats, own: _OwnTeeth, edge: Floats, shape: MouthShape, v: Floats, columns: Floats
+    ) -> Floats:
+        """The portrait's lower row goes with the jaw."""
+        g, drop = self._geometry, self._drop(shape)
+        texture = self._texture(own, v - np.float32(drop), columns)
+        top = np.interp(columns, g.u, edge)[None] + drop
+        lip = np.interp(columns, g.u, g.lines.lower_inner)[None] + drop
+        share = smoothstep(-self._soft, 0.6 * self._soft, v - top) * smoothstep(-0.5, 1.0, lip - v)
+        return _mix(colour, texture, share)
 
     def _add_own_teeth(
         self, colour: Floats, own: _OwnTeeth, v: Floats, upper: Floats, across: Floats, columns: Floats
     ) -> Floats:
         g, soft = self._geometry, self._soft
-        rows, width = len(v), len(columns)
-        at_u = np.broadcast_to((columns - g.u[0]).astype(np.float32), (rows, width))
-        at_v = np.broadcast_to((v - g.v[0]).astype(np.float32), (rows, width))
-        texture = cv2.remap(own.texture, at_u, at_v, cv2.INTER_LINEAR)
+        texture = self._texture(own, v, columns)
         gum = np.interp(columns, g.u, g.lines.upper_inner)[None]
         lip = np.interp(columns, g.u, g.lines.lower_inner)[None]
         edge = np.minimum(np.interp(columns, g.u, own.edge)[None], lip - 0.02 * g.half)
@@ -239,6 +273,30 @@ def _find_teeth(portrait: FramedPortrait, geometry: MouthGeometry, skin: Floats)
         return None
     shown = teeth.any(axis=0)
     lowest = g.v[::-1][np.argmax(teeth[::-1], axis=0)]
-    edge = blur_row(median_row(np.interp(g.u, g.u[shown], lowest[shown]), 0.3 * g.half), 0.12 * g.half)
+    ends, begins = _two_rows(teeth, g)
+    if begins is not None:
+        lowest = np.where(shown, np.minimum(lowest, ends), lowest)
+
+    def steady(line: Floats, where: npt.NDArray[np.bool_]) -> Floats:
+        return blur_row(median_row(np.interp(g.u, g.u[where], line[where]), 0.3 * g.half), 0.12 * g.half)
+
+    edge = steady(lowest, shown)
+    lower = None if begins is None else steady(begins, np.isfinite(begins))
     colour = np.clip(np.percentile(local[teeth], 65, axis=0), 0, 245).astype(np.float32)
-    return _OwnTeeth(local.astype(np.float32), edge, colour)
+    return _OwnTeeth(local.astype(np.float32), edge, lower, colour)
+
+
+def _two_rows(teeth: npt.NDArray[np.bool_], geometry: MouthGeometry) -> tuple[Floats, Floats | None]:
+    """Where the upper teeth end and the lower ones begin, over the columns; infinite where only one row is seen.
+
+    The second is nothing when the portrait shows no lower teeth.
+    """
+    ends, begins = (np.full(len(geometry.u), np.inf, np.float32) for _ in range(2))
+    for column in np.flatnonzero(teeth.any(axis=0)):
+        rows = np.flatnonzero(teeth[:, column])
+        apart = np.diff(rows)
+        if len(apart) and apart.max() > max(2.0, 0.06 * geometry.half):
+            widest = int(np.argmax(apart))
+            ends[column], begins[column] = geometry.v[rows[widest]], geometry.v[rows[widest + 1]]
+    middle = np.abs(geometry.across) < 0.5
+    return ends, begins if np.isfinite(begins[middle]).mean() > 0.5 else None

@@ -7,8 +7,6 @@ same wherever the render started.
 
 from __future__ import annotations
 
-import hashlib
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -17,6 +15,7 @@ import numpy.typing as npt
 
 from workers.engines.preview.articulation import FUTURE, RATE, UNIT, Curve, Curves, SpeechCurves
 from workers.engines.preview.film_facts import SpeechRange
+from workers.engines.preview.idle import Idle
 from workers.engines.preview.settings import PreviewSettings
 from workers.engines.preview.shaping import ease
 
@@ -41,19 +40,8 @@ _HOLD = {Curve.CLOSE: 2, Curve.TUCK: 2}
 _HUSH = 8  # curve values
 _STEADY = 150
 
-_SWAY = ((0.11, 0.50), (0.23, 0.30), (0.41, 0.15), (0.67, 0.07))  # Hz, amplitude
-_BREATH_HZ = 0.26
-# A talking head does not swing like a pendulum: it takes a posture, holds it, and takes another.
-_POSTURE_SECONDS = 2.6
-_POSTURE_MOVE_SECONDS = (0.45, 0.85)
-_GAZE_SECONDS = 1.7
-_GAZE_MOVE_SECONDS = (0.04, 0.06)  # a saccade
-_GAZE_AHEAD = 0.45  # share of glances that return to the camera
 _CALM = 0.35  # share of the head's motion that is left in a long pause
-_LID_SECONDS = (0.0, 0.03, 0.07, 0.09, 0.14, 0.18, 0.22, 0.27, 0.34)
-_LID_CLOSED = (0.0, 0.35, 0.90, 1.0, 1.0, 0.80, 0.45, 0.20, 0.0)
-_DOUBLE_BLINK = 0.08  # share of blinks that come twice
-_DOUBLE_AFTER_SECONDS = 0.42
+_BODY_LATER_SECONDS = 0.14  # by which the shoulders come after the head
 
 
 @dataclass(frozen=True)
@@ -80,6 +68,9 @@ class Pose:
     breath: float
     gaze_x: float  # of the eyes in the head
     gaze_y: float
+    body_x: float = 0.0  # of the shoulders, which carry the head
+    body_y: float = 0.0
+    smile: float = 0.0  # of the corners of the mouth while nobody speaks
 
 
 # Where segments of a parallel film are joined: the head returns to its middle over the first time, mouth and lids over
@@ -87,8 +78,8 @@ class Pose:
 _RETURN_SECONDS = 0.9
 _CLOSE_SECONDS = 0.16
 _REST_FRAMES = 3
-_HEAD = ("brow", "yaw", "pitch", "roll", "shift_x", "shift_y", "breath", "gaze_x", "gaze_y")
-_FACE = ("open", "wide", "round", "close", "tuck", "teeth", "tongue", "talk", "level", "blink")
+_HEAD = ("brow", "yaw", "pitch", "roll", "shift_x", "shift_y", "breath", "gaze_x", "gaze_y", "body_x", "body_y")
+_FACE = ("open", "wide", "round", "close", "tuck", "teeth", "tongue", "talk", "level", "blink", "smile")
 
 STILL = Pose(0, 0.25, 0.1, 0.15, 0, 0, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)  # the portrait itself, at rest
 
@@ -109,17 +100,9 @@ class Motion:
         self._rest_after = rest_after
         self._curves = curves
         self._range = speech_range or SpeechRange()
-        self._seed = seed
         self._fps = fps
         self._settings = settings
-        self._sway = [
-            [
-                (hz * (0.8 + 0.4 * self._chance("hz", way, k)), self._chance("phase", way, k), size)
-                for k, (hz, size) in enumerate(_SWAY)
-            ]
-            for way in range(6)
-        ]
-        self._sway_size = [0.7 + 0.6 * self._chance("size", way) for way in range(6)]
+        self._idle = Idle(seed, settings.blink_rate)
 
     def poses(self, first: int, count: int) -> Iterator[Pose]:
         """Poses of frames [first, first + count)."""
@@ -182,13 +165,20 @@ class Motion:
         move, feel = self._settings.head_motion, self._settings.expression
         # The head moves while it talks and settles in pauses.
         lively = move * (_CALM + (1 - _CALM) * min(1.0, 1.3 * phrase))
+        idle = self._idle
         yaw, pitch, roll, shift_x, shift_y = (
-            lively * (0.55 * self._sway_at(way, seconds) + self._posture_at(way, seconds)) for way in range(5)
+            lively * (0.55 * idle.sway(way, seconds) + idle.posture(way, seconds)) for way in range(5)
         )
-        breath = math.sin(2 * math.pi * (_BREATH_HZ * seconds + self._sway[5][0][1]))
+        # The head goes after a long glance, and the shoulders after the head.
+        yaw, pitch = yaw + 0.3 * move * idle.follow("x", seconds), pitch + 0.15 * move * idle.follow("y", seconds)
+        later = seconds - _BODY_LATER_SECONDS
+        body_x = lively * (idle.settle("x", later) + 0.25 * idle.posture(0, later))
+        body_y = lively * 0.5 * idle.settle("y", later)
+        # In a pause the brows and the corners of the mouth live on.
+        lift, smile = (feel * (1 - min(1.0, phrase)) * value for value in (idle.lift(seconds), idle.smile(seconds)))
         nod *= feel * min(1.0, move)
         # The eyes stay on the camera while the head turns, and glance aside now and then.
-        gaze_x, gaze_y = (feel * self._glance_at(way, seconds) for way in ("x", "y"))
+        gaze_x, gaze_y = (feel * idle.glance(way, seconds) for way in ("x", "y"))
         voice = self._range
         return Pose(
             open=_on_grid(_between(voice.open_low, voice.open_high, mouth[Curve.OPEN], 1.2)),
@@ -201,83 +191,25 @@ class Motion:
             talk=mouth[Curve.TALK],
             level=level,
             rest_seconds=rest / RATE,
-            blink=_on_grid(self._blink_at(seconds)),
-            brow=_on_grid(2.8 * brow * feel),
+            blink=_on_grid(idle.blink(seconds)),
+            brow=_on_grid(2.8 * brow * feel + 0.35 * lift),
             yaw=_on_grid(yaw),
             pitch=_on_grid(0.7 * pitch + 2.3 * nod),
             roll=_on_grid(0.8 * roll),
             shift_x=_on_grid(0.8 * shift_x),
             shift_y=_on_grid(0.5 * shift_y + 1.5 * nod),
-            breath=_on_grid(breath * min(1.0, move)),
+            breath=_on_grid(idle.breath(seconds) * min(1.0, move)),
             gaze_x=_on_grid(gaze_x - 0.35 * yaw),
             gaze_y=_on_grid(0.5 * gaze_y),
+            body_x=_on_grid(body_x),
+            body_y=_on_grid(body_y),
+            smile=_on_grid(smile),
         )
-
-    def _sway_at(self, way: int, seconds: float) -> float:
-        waves = (size * math.sin(2 * math.pi * (hz * seconds + phase)) for hz, phase, size in self._sway[way])
-        return self._sway_size[way] * sum(waves)
-
-    def _posture_at(self, way: int, seconds: float) -> float:
-        """Where the head wants to be, -1..1: a place held for seconds, then the next one within a good half second."""
-        return self._step_at(("posture", way), seconds, _POSTURE_SECONDS, _POSTURE_MOVE_SECONDS)
-
-    def _glance_at(self, way: str, seconds: float) -> float:
-        """Where the eyes look, -1..1; both ways of one glance begin together."""
-        return self._step_at(("glance", way), seconds, _GAZE_SECONDS, _GAZE_MOVE_SECONDS, "glance", _GAZE_AHEAD)
-
-    def _step_at(
-        self,
-        name: tuple[object, ...],
-        seconds: float,
-        slot_seconds: float,
-        move_seconds: tuple[float, float],
-        timing: str = "",
-        at_zero: float = 0.0,
-    ) -> float:
-        """A value that rests and steps.  Each slot of time holds one step at a place that is drawn for it."""
-        slot = int(seconds // slot_seconds)
-        clock = timing or name
-        quick, slow = move_seconds
-        begin = (slot + 0.6 * self._chance("begin", clock, slot)) * slot_seconds
-        took = (seconds - begin) / (quick + (slow - quick) * self._chance("took", clock, slot))
-        share = ease(0.0, 1.0, took)
-
-        def place(of: int) -> float:
-            if of < 0 or self._chance("zero", clock, of) < at_zero:
-                return 0.0
-            return 2 * self._chance(*name, of) - 1
-
-        return place(slot - 1) * (1 - share) + place(slot) * share
-
-    def _blink_at(self, seconds: float) -> float:
-        """How far the lids are closed.  Time is cut into equal slots; each holds one blink at a place drawn for it."""
-        if self._settings.blink_rate <= 0:
-            return 0.0
-        slot_seconds = 60.0 / self._settings.blink_rate
-        here = int(seconds // slot_seconds)
-        closed = 0.0
-        for slot in (here - 1, here):
-            if slot < 0:
-                continue
-            onset = (slot + 0.10 + 0.80 * self._chance("blink", slot)) * slot_seconds
-            closed = max(closed, _lids(seconds - onset))
-            if self._chance("double", slot) < _DOUBLE_BLINK:
-                closed = max(closed, _lids(seconds - onset - _DOUBLE_AFTER_SECONDS))
-        return closed
-
-    def _chance(self, *key: object) -> float:
-        """A number in [0, 1) that only the seed and the key decide."""
-        name = ":".join(map(str, (self._seed, *key))).encode()
-        return int.from_bytes(hashlib.blake2b(name, digest_size=6).digest(), "little") / 2**48
 
 
 def _between(low: float, high: float, value: float, most: float, least: float = 0.0) -> float:
     """0 at `low`, 1 at `high`."""
     return min(most, max(least, (value - low) / (high - low)))
-
-
-def _lids(seconds: float) -> float:
-    return float(np.interp(seconds, _LID_SECONDS, _LID_CLOSED))
 
 
 def _on_grid(value: float) -> float:

@@ -204,7 +204,7 @@ class MouthWarp:
         opening = self._opening(pose, closing, talk)
 
         # A grin is not kept while talking: its corners come in a little.
-        stretch = 1 + 0.11 * spread * gain - 0.27 * rounding * gain * (1 - 0.3 * closing)
+        stretch = 1 + 0.11 * spread * gain - 0.27 * rounding * gain * (1 - 0.3 * closing) + 0.022 * pose.smile
         columns = self._source_columns(stretch - (0.07 * talk if g.parted else 0.0))
         source = g.lines.at(columns, g.u)
         across = (columns - np.float32(g.centre)) / np.float32(half)
@@ -216,8 +216,8 @@ class MouthWarp:
         upper_share = np.where(change > 0, np.float32(0.20), np.float32(0.38))
         lower_share = 1 - upper_share
         jaw = max(0.0, opening - 0.6 * g.gap) * 0.72
-        corner = np.where(distance > 0.8, np.exp(-(((distance - 1) / 0.7) ** 2)), 1) * (0.22 * jaw)
-        corner = corner * np.clip(distance, 0, 1) ** 2
+        corner = np.where(distance > 0.8, np.exp(-(((distance - 1) / 0.7) ** 2)), 1)
+        corner = corner * (0.22 * jaw - 0.02 * half * pose.smile) * np.clip(distance, 0, 1) ** 2
         belly = smoothstep(0, 0.55, np.clip(1 - distance, 0, 1))
         lift = (0.035 * half * pose.tuck * talk + 0.02 * half * spread) * belly
         # Lips that come from a grin are pressed harder, or their red would show that they were apart.

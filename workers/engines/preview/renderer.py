@@ -102,8 +102,9 @@ class Renderer:
                 x[rows, columns] += (cos * along - sin * across) * ball
                 y[rows, columns] += (sin * along + cos * across) * ball
             if lifts:
-                field = eye.displacement(pose.brow)
-                down = cv2.remap(field, at_u, at_v, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT)
+                down = np.float32(pose.brow) * cv2.remap(
+                    eye.lift, at_u, at_v, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT
+                )
                 x[rows, columns] -= sin * down
                 y[rows, columns] += cos * down
         return paintings
