@@ -5,7 +5,7 @@
 
 Each curve is read ten times a second as the engine reads it, without speech.  `comes back` is the largest
 autocorrelation at any lag from 15 seconds to half the time: 1 would be a motion that comes round again exactly, and
-noise without any rhythm reaches about 0.2 or 0.3 by accident.  `rhythm` is the largest from 3 to 15 seconds.
+noise without any rhythm reaches 0.2 to 0.3 by accident.
 """
 
 from __future__ import annotations
@@ -58,12 +58,9 @@ def autocorrelation(curve: Doubles) -> Doubles:
     return np.asarray(found, np.float64)
 
 
-def comes_back(curve: Doubles, rate: float, first: float, last: float) -> tuple[float, float]:
-    """The largest autocorrelation at lags from `first` to `last` seconds, and that lag."""
-    found = autocorrelation(curve)
-    start, stop = round(first * rate), min(len(found), round(last * rate))
-    lag = start + int(np.argmax(found[start:stop]))
-    return float(found[lag]), lag / rate
+def comes_back(curve: Doubles, rate: float) -> float:
+    """The largest autocorrelation at lags from 15 seconds on."""
+    return float(autocorrelation(curve)[round(15 * rate) :].max())
 
 
 def blink_intervals(idle: Idle, seconds: float) -> Doubles:
@@ -81,22 +78,20 @@ def main() -> int:
     chosen = parser.parse_args()
     seconds = 60 * chosen.minutes
     times = (np.arange(int(seconds * RATE)) / RATE).tolist()
-    worst: dict[str, tuple[float, float]] = {}
+    worst: dict[str, float] = {}
     intervals, looks = [], []
     for seed in range(chosen.seeds):
         idle = Idle(seed, 16.0)
         for name, curve in curves_of(idle).items():
             values = np.array([curve(t) for t in times])
-            far, near = comes_back(values, RATE, 15, seconds / 2)[0], comes_back(values, RATE, 3, 15)[0]
-            known = worst.get(name, (far, near))
-            worst[name] = max(known[0], far), max(known[1], near)
+            worst[name] = max(worst.get(name, -1.0), comes_back(values, RATE))
             if name == "eyes, aside":
                 looks.append(np.mean(np.abs(values) < 0.2))
         intervals.append(blink_intervals(idle, seconds))
     print(f"{chosen.minutes:g} minutes, {chosen.seeds} seeds, the worst of them")
-    print(f"{'curve':<24} {'comes back':>10} {'rhythm':>8}")
-    for name, (far, near) in worst.items():
-        print(f"{name:<24} {far:>10.2f} {near:>8.2f}")
+    print(f"{'curve':<24} {'comes back':>10}")
+    for name, far in worst.items():
+        print(f"{name:<24} {far:>10.2f}")
     gaps = np.concatenate(intervals)
     print(f"blinks: {60 * len(gaps) / (seconds * chosen.seeds):.1f} a minute; seconds between two of them:")
     print("  " + ", ".join(f"{p} % {np.percentile(gaps, p):.1f}" for p in (5, 25, 50, 75, 95)))

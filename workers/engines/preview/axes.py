@@ -45,11 +45,21 @@ class Axes:
         return cos * dx + sin * dy - np.float32(u0), cos * dy - sin * dx - np.float32(v0)
 
     def region(
-        self, u0: float, v0: float, width: float, height: float, margin: int, size: tuple[int, int]
+        self,
+        u0: float,
+        v0: float,
+        width: float,
+        height: float,
+        margin: int,
+        size: tuple[int, int],
+        moved: tuple[float, float] = (0.0, 0.0),
     ) -> tuple[slice, slice]:
-        """Rows and columns of a picture of `size` (width, height) that hold a local rectangle and a margin."""
+        """Rows and columns of a picture of `size` (width, height) that hold a local rectangle and a margin.
+
+        `moved` is by how many pixels, to the right and down, the picture has moved there.
+        """
         corners = np.array([[u0, v0], [u0 + width, v0], [u0, v0 + height], [u0 + width, v0 + height]], np.float64)
-        places = corners @ self.turn + self.origin
+        places = corners @ self.turn + self.origin + moved
         left, top = np.floor(places.min(axis=0)).astype(int) - margin
         right, bottom = np.ceil(places.max(axis=0)).astype(int) + margin
         columns = slice(min(max(0, int(left)), size[0]), min(max(0, int(right)), size[0]))

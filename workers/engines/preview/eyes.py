@@ -170,7 +170,7 @@ def _without_eye(local: Floats, hole: Floats, under: npt.NDArray[np.bool_], half
     skin = smoothstep(0.55, 0.78, light / max(usual, 1.0)) * (1 - smoothstep(1.35, 1.6, light / max(usual, 1.0)))
     filled = _fill(local, np.asarray(skin * (1 - smoothstep(0.0, 0.25, hole)), np.float32))
     grain = light - cv2.GaussianBlur(light, (0, 0), max(0.8, 0.16 * half))
-    limit = max(1.0, 0.07 * usual)
+    limit = max(1.0, 0.05 * usual)
     grain = np.clip(grain, -limit, limit)
     first = int(np.argmax(under.all(axis=1)))
     stripe = grain[first:]
@@ -214,20 +214,20 @@ def _brow_field(
 
 
 def _above_frame(local: Floats, grid: tuple[Floats, Floats], upper: Floats, brow: float, half: float) -> Floats:
-    """1 on the skin, and perhaps the brow, above the frame of glasses; 0 on the frame and below it.
+    """1 on the skin, and a pale brow if it shows, above the frame of glasses; 0 on the frame and below it.
 
-    The frame is the lowest dark line over the eye.  Where brow and frame are one, only the forehead above both moves.
+    What is dark over the eye is taken for the frame from its upper edge on, dark brows with it.  Where nothing is, for
+    a frame may be thin or pale, only the forehead above the brow moves.
     """
     u, v = grid
-    light = cv2.GaussianBlur(luminance(local), (0, 0), max(0.5, 0.03 * half))
-    row = v[:, None]
-    zone = (row > brow - 0.55 * half) & (row < upper - 0.12 * half)
-    forehead = np.median(light[: max(1, int(0.3 * half))], axis=0)
-    dark = zone & (light < 0.80 * forehead)
-    lowest = np.where(dark.any(axis=0), len(v) - 1 - np.argmax(dark[::-1], axis=0), int(np.argmax(v >= brow)))
-    top = np.empty(len(u), np.float32)
-    for column, last in enumerate(lowest):
-        gaps = np.flatnonzero(~dark[:last, column])
-        top[column] = v[gaps[-1] + 1] if len(gaps) else v[0]
-    edge = blur_row(median_row(top, 0.5 * half), 0.1 * half) - 0.05 * half
-    return np.asarray(smoothstep(0.0, 0.22 * half, edge[None] - row), np.float32)
+    row, light = v[:, None], cv2.GaussianBlur(luminance(local), (0, 0), max(0.5, 0.03 * half))
+    skin = float(np.percentile(light[v > brow], 75))
+    dark = (row > brow - 0.5 * half) & (row < upper) & (light < 0.5 * skin)
+    found = dark.any(axis=0)
+    if found[np.abs(u) < half].mean() < 0.6:
+        edge = np.full(len(u), brow - 0.35 * half, np.float32)
+    else:
+        top = np.interp(u, u[found], v[np.argmax(dark, axis=0)][found]).astype(np.float32)
+        reach = np.ones((1, int(0.3 * half) | 1), np.uint8)
+        edge = blur_row(cv2.erode(top[None], reach)[0], 0.1 * half) - 0.06 * half
+    return np.asarray(smoothstep(0.0, 0.25 * half, edge[None] - row), np.float32)

@@ -15,8 +15,8 @@ from workers.engines.preview.landmarks import CHIN, FOREHEAD, LEFT_EYE_OUTER, OV
 from workers.engines.preview.motion import Pose
 from workers.engines.preview.shaping import Floats, smoothstep
 
-_BESIDE = 0.15  # face heights over which what is behind the head stops to go along
-_BESIDE_BODY = 0.35  # the same for the shoulders, which move further
+_BESIDE = 0.28  # face heights over which what is behind the head stops to go along
+_BESIDE_BODY = 0.45  # the same for the shoulders, which move further
 _STEADY = 0.015  # face heights around the person that move as the person does: wisps of hair
 _NOBODY = 0.08  # share of the picture; with less the model has found no person
 _EDGE = 0.08  # share of the picture over which the shoulders' motion fades at its sides and its bottom
@@ -62,12 +62,12 @@ class HeadField:
         self._head_x, self._head_y = head * (x - np.float32(pivot[0])), head * (y - np.float32(pivot[1]))
 
         # Shoulders sway about the waist and stand still where the picture cuts them, so its edge shows no smear.
-        body = _fall(away, _BESIDE_BODY) * (1 - 0.6 * smoothstep(0.8, 3.2, v)) * _inside(columns, rows)
+        body = _fall(away, _BESIDE_BODY) * (1 - 0.6 * smoothstep(0.8, 3.2, v))
         body = body * (1 - smoothstep(1.8, 2.8, np.abs(u)))  # nobody else goes along
-        chest = smoothstep(0.5, 1.05, v) * body
-        self._body = cv2.GaussianBlur(body.astype(np.float32), (0, 0), 2.0)
-        self._rise = cv2.GaussianBlur(chest.astype(np.float32), (0, 0), 2.0)
-        self._widen = self._rise * np.clip(u, -1.2, 1.2).astype(np.float32)
+        body = cv2.GaussianBlur(body.astype(np.float32), (0, 0), 2.0)
+        self._body_x, self._body_y = body * _from_sides(columns)[None], body * _from_bottom(rows)[:, None]
+        self._rise = self._body_y * smoothstep(0.5, 1.05, v).astype(np.float32)
+        self._widen = self._body_x * (smoothstep(0.5, 1.05, v) * np.clip(u, -1.2, 1.2)).astype(np.float32)
 
     def backward(self, pose: Pose) -> tuple[Floats, Floats]:
         """x and y, float32 [height, width], of where each pixel comes from."""
@@ -75,12 +75,12 @@ class HeadField:
         roll = math.radians(1.25) * pose.roll
         yaw, pitch = 0.030 * unit * pose.yaw, 0.022 * unit * pose.pitch
         shift_x, shift_y = 0.016 * unit * pose.shift_x, 0.016 * unit * pose.shift_y
-        body_x, body_y = 0.020 * unit * pose.body_x, 0.020 * unit * pose.body_y
+        body_x, body_y = 0.050 * unit * pose.body_x, 0.030 * unit * pose.body_y
         along_x = (shift_x + 0.5 * yaw, self._head), (-roll, self._head_y), (2.2 * yaw, self._deep)
         along_y = (shift_y + 0.4 * pitch - 0.006 * unit * pose.breath, self._head), (roll, self._head_x)
-        forward_x = _sum(*along_x, (body_x, self._body), (0.008 * unit * pose.breath, self._widen))
+        forward_x = _sum(*along_x, (body_x, self._body_x), (0.008 * unit * pose.breath, self._widen))
         forward_y = _sum(
-            *along_y, (2.2 * pitch, self._deep), (body_y, self._body), (-0.016 * unit * pose.breath, self._rise)
+            *along_y, (2.2 * pitch, self._deep), (body_y, self._body_y), (-0.016 * unit * pose.breath, self._rise)
         )
 
         # The inverse of a small smooth field, by two steps towards the fixed point of b(p) = -f(p + b(p)).
@@ -111,11 +111,15 @@ def _fall(away: Floats, over: float) -> Floats:
     return np.asarray(1 - smoothstep(_STEADY, _STEADY + over, away), np.float32)
 
 
-def _inside(columns: int, rows: int) -> Floats:
-    """1 inside the picture, falling to 0 at its sides and its bottom."""
-    from_side = np.minimum(np.arange(columns), np.arange(columns)[::-1]) / (_EDGE * columns)
-    from_bottom = np.arange(rows)[::-1] / (_EDGE * rows)
-    return np.asarray(smoothstep(0, 1, from_bottom)[:, None] * smoothstep(0, 1, from_side)[None], np.float32)
+def _from_sides(columns: int) -> Floats:
+    """0 at the picture's left and right edge, 1 inside."""
+    away = np.minimum(np.arange(columns), np.arange(columns)[::-1])
+    return np.asarray(smoothstep(0, 1, away / (_EDGE * columns)), np.float32)
+
+
+def _from_bottom(rows: int) -> Floats:
+    """0 at the picture's bottom, 1 inside."""
+    return np.asarray(smoothstep(0, 1, np.arange(rows)[::-1] / (_EDGE * rows)), np.float32)
 
 
 def _away(portrait: FramedPortrait, size: tuple[int, int], u: Floats, v: Floats, face: float) -> Floats:

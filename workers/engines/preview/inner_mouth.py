@@ -83,12 +83,9 @@ class InnerMouth:
         across = across + np.float32(_BEHIND * pose.yaw)
         colour = self._cavity(across, depth)
         colour = self._add_tongue(colour, pose, shape, v, upper, lower, across)
-        if self._own and self._own.lower is not None:
-            colour = self._add_own_lower_teeth(colour, self._own, self._own.lower, shape, v, columns)
-        else:
-            colour = self._add_lower_teeth(colour, pose, shape, v, lower, across, columns)
+        colour = self._add_lower_teeth(colour, pose, shape, v, lower, across, columns)
         if self._own:
-            colour = self._add_own_teeth(colour, self._own, v, upper, across, columns)
+            colour = self._add_own_teeth(colour, self._own, shape, v, upper, across, columns)
         else:
             colour = self._add_drawn_teeth(colour, pose, shape, v, upper, across, columns)
         # The light that falls on the face from one side falls on teeth and tongue as well.
@@ -143,43 +140,44 @@ class InnerMouth:
         between = np.abs((along + 0.5) % 1 - 0.5) * 2
         edge = edge + (0.10 * across**2 + 0.012 * between**3 - shown) * half
         share = smoothstep(-0.6 * soft, 0.6 * soft, v - edge) * (1 - smoothstep(0.38, 0.66, np.abs(across)))
-        share = share * (0.25 + 0.45 * max(pose.teeth, 0.6)) * ease(0.05 * half, 0.15 * half, shape.opening)
+        share = share * (0.60 + 0.25 * pose.teeth) * ease(0.05 * half, 0.15 * half, shape.opening)
         lines = 1 - 0.18 * smoothstep(0.72, 1.0, between) * ease(14, 40, half)
-        light = 0.66 * lines * (1 - 0.4 * np.abs(across) ** 1.5)
+        light = 0.72 * lines * (1 - 0.4 * np.abs(across) ** 1.5)
         return _mix(colour, _lit(self._tooth, light), share * (1 - 0.7 * shape.rounding))
 
     def _drop(self, shape: MouthShape) -> float:
         """By how much the lower teeth are lower than in the portrait, pixels; negative where they are higher."""
-        return 0.72 * (shape.opening - self._geometry.gap)
-
-    def _texture(self, own: _OwnTeeth, v: Floats, columns: Floats) -> Floats:
-        """The portrait's teeth at other rows and columns."""
-        g = self._geometry
-        at_u = np.broadcast_to((columns - g.u[0]).astype(np.float32), (len(v), len(columns)))
-        at_v = np.broadcast_to((v - g.v[0]).astype(np.float32), (len(v), len(columns)))
-        return np.asarray(cv2.remap(own.texture, at_u, at_v, cv2.INTER_LINEAR), np.float32)
-
-    def _add_own_lower_teeth(
-        self, colour: Floats, own: _OwnTeeth, edge: Floats, shape: MouthShape, v: Floats, columns: Floats
-    ) -> Floats:
-        """The portrait's lower row goes with the jaw."""
-        g, drop = self._geometry, self._drop(shape)
-        texture = self._texture(own, v - np.float32(drop), columns)
-        top = np.interp(columns, g.u, edge)[None] + drop
-        lip = np.interp(columns, g.u, g.lines.lower_inner)[None] + drop
-        share = smoothstep(-self._soft, 0.6 * self._soft, v - top) * smoothstep(-0.5, 1.0, lip - v)
-        return _mix(colour, texture, share)
+        change = shape.opening - self._geometry.gap
+        return (0.72 if change > 0 else 0.60) * change
 
     def _add_own_teeth(
-        self, colour: Floats, own: _OwnTeeth, v: Floats, upper: Floats, across: Floats, columns: Floats
+        self,
+        colour: Floats,
+        own: _OwnTeeth,
+        shape: MouthShape,
+        v: Floats,
+        upper: Floats,
+        across: Floats,
+        columns: Floats,
     ) -> Floats:
         g, soft = self._geometry, self._soft
-        texture = self._texture(own, v, columns)
-        gum = np.interp(columns, g.u, g.lines.upper_inner)[None]
-        lip = np.interp(columns, g.u, g.lines.lower_inner)[None]
-        edge = np.minimum(np.interp(columns, g.u, own.edge)[None], lip - 0.02 * g.half)
+        gum, lip, edge = (
+            np.interp(columns, g.u, line)[None] for line in (g.lines.upper_inner, g.lines.lower_inner, own.edge)
+        )
+        edge = np.minimum(edge, lip - 0.02 * g.half)
         begun = smoothstep(-0.3 * soft, 0.8 * soft, v - gum + 0.01 * g.half)
-        share = begun * (1 - smoothstep(-soft, 0.6 * soft, v - edge))
+        rows = np.broadcast_to(v, (len(v), len(columns)))
+        if own.lower is None:
+            share = begun * (1 - smoothstep(-soft, 0.6 * soft, v - edge))
+        else:
+            # The upper row stays, the lower row goes with the jaw, and what is between them is stretched.
+            begins = np.maximum(np.interp(columns, g.u, own.lower)[None], edge + 1)
+            moved = np.maximum(begins + self._drop(shape), edge + 0.5)
+            between = edge + (v - edge) * ((begins - edge) / (moved - edge))
+            rows = np.where(v < edge, v, np.where(v < moved, between, v - moved + begins))
+            rows, share = np.minimum(rows, lip - 0.02 * g.half), begun
+        at_u = np.broadcast_to((columns - g.u[0]).astype(np.float32), rows.shape)
+        texture = cv2.remap(own.texture, at_u, (rows - g.v[0]).astype(np.float32), cv2.INTER_LINEAR)
         # Above the part of the teeth that the portrait shows, more tooth appears when the upper lip rises.
         above = (1 - begun) * (1 - smoothstep(0.5, 0.8, np.abs(across)))
         colour = _mix(_mix(colour, self._tooth * 0.82, above), texture, share)
@@ -246,12 +244,12 @@ def _palette(skin: Floats, lips: Floats) -> _Palette:
     light = float(luminance(skin))
     tint = skin / max(1.0, light)
     enamel = np.array([0.86, 0.92, 0.96], np.float32) * (0.50 * tint + 0.50) * min(232.0, 1.08 * light + 12)
-    flesh = np.array([78, 72, 150], np.float32) * (0.85 * light / 255)
+    flesh = np.array([96, 90, 190], np.float32) * (0.95 * min(200.0, light + 20) / 255)
     return _Palette(
         cavity=lips * np.array([0.13, 0.12, 0.25], np.float32),
         seam=lips * np.array([0.50, 0.48, 0.58], np.float32),
         tooth=np.clip(enamel, 0, 240).astype(np.float32),
-        tongue=(0.40 * lips * np.array([0.85, 0.85, 1.0], np.float32) + flesh).astype(np.float32),
+        tongue=(0.38 * lips * np.array([0.85, 0.85, 1.0], np.float32) + flesh).astype(np.float32),
     )
 
 
@@ -271,32 +269,34 @@ def _find_teeth(portrait: FramedPortrait, geometry: MouthGeometry, skin: Floats)
     pale = float(np.median(saturation[teeth])) < 0.65 * skin_saturation
     if not pale and float(np.percentile(luminance(local)[teeth], 65)) < 0.98 * skin_light:
         return None
-    shown = teeth.any(axis=0)
-    lowest = g.v[::-1][np.argmax(teeth[::-1], axis=0)]
-    ends, begins = _two_rows(teeth, g)
-    if begins is not None:
-        lowest = np.where(shown, np.minimum(lowest, ends), lowest)
-
-    def steady(line: Floats, where: npt.NDArray[np.bool_]) -> Floats:
-        return blur_row(median_row(np.interp(g.u, g.u[where], line[where]), 0.3 * g.half), 0.12 * g.half)
-
-    edge = steady(lowest, shown)
-    lower = None if begins is None else steady(begins, np.isfinite(begins))
+    between = _between_rows(teeth, g)
+    upper_row = teeth & (row < between[None]) if between is not None else teeth
+    edge = _steady(g, upper_row, g.v[::-1][np.argmax(upper_row[::-1], axis=0)])
+    lower = None
+    if between is not None:
+        lower_row = teeth & (row > between[None])
+        lower = _steady(g, lower_row, g.v[np.argmax(lower_row, axis=0)])
     colour = np.clip(np.percentile(local[teeth], 65, axis=0), 0, 245).astype(np.float32)
     return _OwnTeeth(local.astype(np.float32), edge, lower, colour)
 
 
-def _two_rows(teeth: npt.NDArray[np.bool_], geometry: MouthGeometry) -> tuple[Floats, Floats | None]:
-    """Where the upper teeth end and the lower ones begin, over the columns; infinite where only one row is seen.
+def _steady(geometry: MouthGeometry, teeth: npt.NDArray[np.bool_], line: Floats) -> Floats:
+    """An edge of `teeth` over all columns, without its single steps."""
+    shown, half = teeth.any(axis=0), geometry.half
+    whole = np.interp(geometry.u, geometry.u[shown], line[shown])
+    return blur_row(median_row(whole, 0.3 * half), 0.12 * half)
 
-    The second is nothing when the portrait shows no lower teeth.
-    """
-    ends, begins = (np.full(len(geometry.u), np.inf, np.float32) for _ in range(2))
+
+def _between_rows(teeth: npt.NDArray[np.bool_], geometry: MouthGeometry) -> Floats | None:
+    """A line over the columns between the upper teeth and the lower ones; nothing where only one row is seen."""
+    middles = np.full(len(geometry.u), np.nan)
     for column in np.flatnonzero(teeth.any(axis=0)):
         rows = np.flatnonzero(teeth[:, column])
         apart = np.diff(rows)
         if len(apart) and apart.max() > max(2.0, 0.06 * geometry.half):
             widest = int(np.argmax(apart))
-            ends[column], begins[column] = geometry.v[rows[widest]], geometry.v[rows[widest + 1]]
-    middle = np.abs(geometry.across) < 0.5
-    return ends, begins if np.isfinite(begins[middle]).mean() > 0.5 else None
+            middles[column] = (geometry.v[rows[widest]] + geometry.v[rows[widest + 1]]) / 2
+    found = np.isfinite(middles)
+    if found[np.abs(geometry.across) < 0.5].mean() < 0.5:
+        return None
+    return np.interp(geometry.u, geometry.u[found], middles[found]).astype(np.float32)

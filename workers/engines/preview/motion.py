@@ -196,7 +196,7 @@ class Motion:
             yaw=_on_grid(yaw),
             pitch=_on_grid(0.7 * pitch + 2.3 * nod),
             roll=_on_grid(0.8 * roll),
-            shift_x=_on_grid(0.8 * shift_x),
+            shift_x=_on_grid(0.4 * shift_x),
             shift_y=_on_grid(0.5 * shift_y + 1.5 * nod),
             breath=_on_grid(idle.breath(seconds) * min(1.0, move)),
             gaze_x=_on_grid(gaze_x - 0.35 * yaw),

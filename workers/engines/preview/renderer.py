@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from workers.engines.preview.axes import Axes
 from workers.engines.preview.colour import planes, to_yuv
 from workers.engines.preview.eyes import measure_eyes
 from workers.engines.preview.framing import FramedPortrait
@@ -43,7 +44,8 @@ class Renderer:
         geometry = measure_mouth(portrait)
         self._mouth = MouthWarp(geometry, mouth_strength)
         self._inside = InnerMouth(portrait, geometry)
-        self._margin = 6 + int(0.25 * geometry.half)  # pixels by which the head's motion may move a part of the face
+        # Pixels by which a part of the face may move further at its edge than in its middle as the head turns.
+        self._margin = 6 + int(0.15 * geometry.half)
         self._eyes = measure_eyes(portrait)
         self._covered = portrait.mouth_covered  # then the voice comes from behind the cloth
 
@@ -65,7 +67,8 @@ class Renderer:
         """Lips, jaw and chin, in place; what shows between the lips is painted later."""
         shape = self._mouth.shape(pose)
         g = self._mouth.geometry
-        rows, columns = g.axes.region(g.u[0], g.v[0], len(g.u), len(g.v), self._margin + 2, self._size)
+        went = _went(x, y, g.axes)
+        rows, columns = g.axes.region(g.u[0], g.v[0], len(g.u), len(g.v), self._margin + 2, self._size, went)
         mouth_u, mouth_v = g.axes.local_maps(x[rows, columns], y[rows, columns], g.u[0], g.v[0])
         moved = cv2.remap(shape.displacement, mouth_u, mouth_v, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT)
         (cos, sin), _ = g.axes.turn.astype(np.float32)
@@ -76,7 +79,7 @@ class Renderer:
             return []
         height, width = patch.cover.shape
         left, top = g.u[0] + patch.column, g.v[0] + patch.row
-        at = g.axes.region(left, top, width, height, self._margin, self._size)
+        at = g.axes.region(left, top, width, height, self._margin, self._size, went)
         part = tuple(
             slice(inner.start - outer.start, inner.stop - outer.start)
             for inner, outer in zip(at, (rows, columns), strict=True)
@@ -91,7 +94,8 @@ class Renderer:
         if not (lifts or glances or pose.blink > 0):
             return paintings
         for eye in self._eyes:
-            rows, columns = eye.axes.region(eye.u[0], eye.v[0], len(eye.u), len(eye.v), self._margin, self._size)
+            went = _went(x, y, eye.axes)
+            rows, columns = eye.axes.region(eye.u[0], eye.v[0], len(eye.u), len(eye.v), self._margin, self._size, went)
             at_u, at_v = eye.axes.local_maps(x[rows, columns], y[rows, columns], eye.u[0], eye.v[0])
             if pose.blink > 0:
                 paintings.append(_Painting(eye.lids(pose.blink), rows, columns, at_u, at_v))
@@ -138,6 +142,13 @@ class Renderer:
         _blend(luma[rows, columns], layer, 0)
         _blend(chroma[0][halves], half, 1)
         _blend(chroma[1][halves], half, 2)
+
+
+def _went(x: Floats, y: Floats, axes: Axes) -> tuple[float, float]:
+    """By how many pixels, to the right and down, the maps move the picture at the origin of `axes`."""
+    height, width = x.shape
+    column, row = (min(max(0, int(at)), most - 1) for at, most in zip(axes.origin, (width, height), strict=True))
+    return float(column - x[row, column]), float(row - y[row, column])
 
 
 def _enlarge(plane: Floats) -> Floats:
