@@ -37,6 +37,7 @@ class Eye:
     skin: Floats  # [rows, columns, 3], BGR of the place without an eye
     hole: Floats  # [rows, columns], 1 where the eye was taken out, soft at its edge
     lashes: Floats  # [3], the darkest that the lid's edge shows
+    line: float  # thickness of the line of closed lids, 1 in a photo
     outer: float  # 1 if the outer corner has the larger u, else -1
     ball: Floats  # [rows, columns], 1 at the iris, 0 at the lids and the corners: by how much a glance moves a pixel
     lift: Floats  # [rows, columns], dv from a pixel to where it comes from when the brow is lifted by 1
@@ -70,11 +71,11 @@ class Eye:
         # Lashes hang down from the edge, longer towards the outer corner.
         ends = smoothstep(-1.10, -0.85, -np.abs(across))
         outwards = 0.5 + 0.5 * np.clip(self.outer * across, -1, 1)
-        thick = max(0.5, 0.044 * half) * (0.6 + 0.6 * np.clip(1 - np.abs(across) ** 3, 0, 1))
+        thick = max(0.5, 0.044 * half) * self.line * (0.6 + 0.6 * np.clip(1 - np.abs(across) ** 3, 0, 1))
         long_ = max(0.8, 0.10 * half) * (0.6 + 0.7 * outwards)
         below = v - lid
         fringe = np.exp(-((below / long_) ** 2)) * (below > 0) * (0.36 + 0.30 * outwards)
-        lash = np.maximum(0.68 * np.exp(-((below / thick) ** 2)), fringe) * ends * begun
+        lash = np.maximum(min(1.0, 0.68 * self.line) * np.exp(-((below / thick) ** 2)), fringe) * ends * begun
         joint = lash + cover * (1 - lash)
         part = (lash / np.maximum(joint, 1e-4))[..., None]
         colour = self.skin * light[..., None] * (1 - part) + self.lashes * part
@@ -136,6 +137,7 @@ def _measure(
         skin=_without_eye(local, hole, row > lower + 0.3 * half, half),
         hole=hole,
         lashes=_lashes(local, row - upper, u, openness, half),
+        line=1.8 if portrait.drawn else 1.0,
         outer=1.0 if upper_lid is landmarks.LEFT_UPPER_LID else -1.0,
         ball=ball.astype(np.float32),
         lift=_brow_field(local, (u, v), upper, level, half, glasses),

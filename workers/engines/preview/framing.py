@@ -9,6 +9,7 @@ import numpy as np
 
 from farm.errors import InputError
 from workers.engines.preview.covered import is_mouth_covered
+from workers.engines.preview.drawn import is_drawn
 from workers.engines.preview.face import Doubles, FaceReader, Mesh
 from workers.engines.preview.landmarks import OVAL
 from workers.engines.preview.settings import Framing
@@ -28,6 +29,7 @@ class FramedPortrait:
     points: Doubles  # [468, 3] landmarks in its pixels, on a grid of 1/16
     matte: Floats  # [height, width], how much a pixel belongs to the person
     mouth_covered: bool = False  # by a mask or a scarf
+    drawn: bool = False  # in lines and flat colours
 
     @property
     def size(self) -> tuple[int, int]:
@@ -56,7 +58,13 @@ def frame_portrait(photo: Pixels, width: int, height: int, framing: Framing, rea
     )
     # The grid of 1/16 hides last-bit differences between builds of OpenCV.
     points = np.round(reader.mesh_again(image, points).points * 16) / 16
-    return FramedPortrait(image, points, reader.matte(image), is_mouth_covered(photo, mesh.points))
+    return FramedPortrait(
+        image,
+        points,
+        reader.matte(image),
+        mouth_covered=is_mouth_covered(photo, mesh.points),
+        drawn=is_drawn(photo, mesh.points),
+    )
 
 
 def read_largest_face(photo: Pixels, reader: FaceReader) -> Mesh:

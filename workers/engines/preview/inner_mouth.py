@@ -1,6 +1,7 @@
 """What shows between the lips: cavity, tongue, lower teeth on the jaw, upper teeth on the skull.
 
-Where the portrait shows its own teeth they are the texture; otherwise teeth are drawn in the light of the face.
+Where the portrait shows its own teeth they are the texture; otherwise teeth are drawn in the light of the face.  A
+drawing gets a drawn mouth: flat colours and a line of ink.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ class _Palette:
     seam: Floats  # the line where closed lips meet
     tooth: Floats
     tongue: Floats
+    ink: Floats  # the darkest around the mouth
 
 
 @dataclass(frozen=True)
@@ -48,9 +50,12 @@ class InnerMouth:
     def __init__(self, portrait: FramedPortrait, geometry: MouthGeometry) -> None:
         self._geometry = geometry
         skin, lips = _colour_at(portrait, AROUND_MOUTH), _colour_at(portrait, LIPS)
-        self._palette = _palette(skin, lips)
+        self._palette = _palette(skin, lips, _darkest(portrait, geometry))
+        self._drawn = portrait.drawn
         self._own = _find_teeth(portrait, geometry, skin) if geometry.parted else None
         self._tooth = self._own.colour if self._own else self._palette.tooth
+        if self._drawn:
+            self._tooth = 0.5 * self._tooth + np.float32(0.5 * 238)
         self._slope = _side_light(portrait)
         # No two people have the same teeth; what this face measures decides, so every film of it shows the same ones.
         measure = abs(geometry.lines.chin.mean() - geometry.lines.nose.mean()) / geometry.half
@@ -78,9 +83,30 @@ class InnerMouth:
         gap = np.maximum(lower - upper, np.float32(1e-3))
         cover = np.clip(v - upper + 0.6, 0, 1) * np.clip(lower - v + 0.6, 0, 1) * np.clip((gap - 0.25) / 0.9, 0, 1)
 
-        depth = np.clip((v - upper) / gap, 0, 1)
-        lips = across
-        across = across + np.float32(_BEHIND * pose.yaw)
+        behind = across + np.float32(_BEHIND * pose.yaw)
+        paint = self._flat if self._drawn else self._lifelike
+        colour = paint(pose, shape, v, upper, lower, behind, columns)
+        if g.parted:
+            colour, cover = self._close_seam(colour, cover, v, upper, lower, across, gap)
+        if not self._drawn:  # the shadow of the upper lip
+            colour = colour * (0.62 + 0.38 * smoothstep(-0.5, 0.07 * g.half, v - upper))[..., None]
+        return Patch(
+            row=top,
+            column=first,
+            colour=np.clip(colour, 0, 255).astype(np.float32),
+            cover=cover.astype(np.float32),
+        )
+
+    @property
+    def _soft(self) -> float:
+        """Width of soft edges, pixels."""
+        return max(1.0, 0.035 * self._geometry.half)
+
+    def _lifelike(
+        self, pose: Pose, shape: MouthShape, v: Floats, upper: Floats, lower: Floats, across: Floats, columns: Floats
+    ) -> Floats:
+        """From the back to the front."""
+        depth = np.clip((v - upper) / np.maximum(lower - upper, np.float32(1e-3)), 0, 1)
         colour = self._cavity(across, depth)
         colour = self._add_tongue(colour, pose, shape, v, upper, lower, across)
         colour = self._add_lower_teeth(colour, pose, shape, v, lower, across, columns)
@@ -89,21 +115,26 @@ class InnerMouth:
         else:
             colour = self._add_drawn_teeth(colour, pose, shape, v, upper, across, columns)
         # The light that falls on the face from one side falls on teeth and tongue as well.
-        colour = colour * (1 + self._slope * np.clip(across, -1, 1))[..., None]
-        if g.parted:
-            colour, cover = self._close_seam(colour, cover, v, upper, lower, lips, gap)
-        shadow = 0.62 + 0.38 * smoothstep(-0.5, 0.07 * g.half, v - upper)  # of the upper lip
-        return Patch(
-            row=top,
-            column=first,
-            colour=np.clip(colour * shadow[..., None], 0, 255).astype(np.float32),
-            cover=cover.astype(np.float32),
-        )
+        return colour * (1 + self._slope * np.clip(across, -1, 1))[..., None]
 
-    @property
-    def _soft(self) -> float:
-        """Width of soft edges, pixels."""
-        return max(1.0, 0.035 * self._geometry.half)
+    def _flat(
+        self, pose: Pose, shape: MouthShape, v: Floats, upper: Floats, lower: Floats, across: Floats, columns: Floats
+    ) -> Floats:
+        """As a drawing shows it: one dark colour, a tongue, one band of teeth, and a line of ink around them."""
+        g, palette = self._geometry, self._palette
+        half, aside = g.half, np.abs(across)
+        colour = np.broadcast_to(palette.cavity * 1.4, (*np.broadcast_shapes(v.shape, across.shape), 3))
+        rises = ease(0.25, 0.75, pose.tongue)
+        height = (0.04 * half + (0.34 + 0.4 * rises) * shape.opening) * (1 - 0.8 * across**2)
+        tongue = smoothstep(-0.7, 0.7, v - lower + height) * (1 - smoothstep(0.55, 0.60, aside))
+        colour = _mix(colour, palette.tongue * 0.85, tongue * ease(0.12 * half, 0.2 * half, shape.opening))
+        shown = 0.08 + 0.06 * pose.teeth + 0.05 * max(0.0, shape.spread) - 0.04 * shape.rounding
+        shown = max(shown, 0.75 * g.gap / half)  # a drawn grin keeps its band of teeth
+        edge = np.interp(columns, g.u, g.lines.upper_inner)[None] + (shown - 0.08 * across**2) * half
+        teeth = (1 - smoothstep(-0.7, 0.7, v - edge)) * (1 - smoothstep(0.70, 0.75, aside))
+        colour = _mix(colour, self._tooth, teeth * ease(0.06 * half, 0.14 * half, shape.opening))
+        line = max(0.8, 0.05 * half)
+        return _mix(colour, palette.ink, 1 - smoothstep(0.3 * line, 1.3 * line, np.minimum(v - upper, lower - v)))
 
     def _cavity(self, across: Floats, depth: Floats) -> Floats:
         sides = 1.05 - 0.45 * np.abs(across)[..., None]
@@ -213,7 +244,8 @@ class InnerMouth:
         seam = np.exp(-(((v - (upper + lower) / 2) / np.maximum(width, 0.5 * gap + 0.6 * width)) ** 4))
         seam = seam * (1 - smoothstep(1.0, 3.2, gap)) * (1 - smoothstep(0.9, 1.02, np.abs(across))) * 0.9
         joint = seam + cover * (1 - seam)
-        return _mix(colour, self._palette.seam, seam / np.maximum(joint, 1e-4)), joint
+        line = self._palette.ink if self._drawn else self._palette.seam
+        return _mix(colour, line, seam / np.maximum(joint, 1e-4)), joint
 
 
 def _mix(under: Floats, over: Floats, share: Floats) -> Floats:
@@ -240,7 +272,7 @@ def _side_light(portrait: FramedPortrait) -> float:
     return max(-0.3, min(0.3, 0.7 * (right - left) / max(1.0, right + left)))
 
 
-def _palette(skin: Floats, lips: Floats) -> _Palette:
+def _palette(skin: Floats, lips: Floats, ink: Floats) -> _Palette:
     light = float(luminance(skin))
     tint = skin / max(1.0, light)
     enamel = np.array([0.86, 0.92, 0.96], np.float32) * (0.50 * tint + 0.50) * min(232.0, 1.08 * light + 12)
@@ -250,7 +282,17 @@ def _palette(skin: Floats, lips: Floats) -> _Palette:
         seam=lips * np.array([0.50, 0.48, 0.58], np.float32),
         tooth=np.clip(enamel, 0, 240).astype(np.float32),
         tongue=(0.38 * lips * np.array([0.85, 0.85, 1.0], np.float32) + flesh).astype(np.float32),
+        ink=ink,
     )
+
+
+def _darkest(portrait: FramedPortrait, geometry: MouthGeometry) -> Floats:
+    """The colour of the darkest fiftieth of the mouth's picture, BGR."""
+    g = geometry
+    local = cv2.remap(portrait.image, *g.axes.picture_grid(g.u, g.v), cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    pixels = local.reshape(-1, 3)
+    light = luminance(pixels)
+    return np.asarray(pixels[light <= np.percentile(light, 2)].mean(axis=0), np.float32)
 
 
 def _find_teeth(portrait: FramedPortrait, geometry: MouthGeometry, skin: Floats) -> _OwnTeeth | None:
