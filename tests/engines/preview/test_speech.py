@@ -14,7 +14,7 @@ from tests.engines.preview.conftest import MakeFilm, Samples, Sound, render
 from workers.engines.contract import DRIVING_RATE, Engine
 from workers.engines.preview import landmarks
 from workers.engines.preview.articulation import RATE, UNIT, Curve, SpeechCurves, SpeechNetwork
-from workers.engines.preview.eyes import measure_eyes, wears_glasses
+from workers.engines.preview.eyes import measure_eyes
 from workers.engines.preview.face import FaceReader
 from workers.engines.preview.framing import frame_portrait
 from workers.engines.preview.loudness import measure
@@ -187,17 +187,6 @@ def test_the_head_settles_when_nobody_speaks_and_the_eyes_still_live(network: Sp
     steps = np.abs(np.diff([p.gaze_x for p in silent]))
     assert 3 <= (steps > 0.1).sum() <= 40, "glances are few and quick"
     assert np.median(steps) < 0.01, "and the eyes rest between them"
-
-
-def test_glasses_are_seen_and_their_frame_is_not_moved_by_a_blink(reader: FaceReader) -> None:
-    for name, glasses in (("grace_hopper.jpg", True), ("astronaut.jpg", False)):
-        photo = cv2.imread(str(ROOT / "examples/portraits" / name))
-        portrait = frame_portrait(photo, 512, 512, "auto", reader)
-        assert wears_glasses(portrait) is glasses
-        for eye in measure_eyes(portrait):
-            moved = np.abs(eye.displacement(1.0))
-            at_brow = np.abs(eye.v - eye.brow) < 1.5
-            assert bool(moved[at_brow].max() < 0.5) is glasses
 
 
 def test_the_same_second_looks_the_same_at_25_and_50_frames(network: SpeechNetwork, speech: Samples) -> None:
