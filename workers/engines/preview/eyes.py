@@ -64,18 +64,18 @@ class Eye:
         # A lid is a ball: lighter in its middle, darker above the lashes and in the fold under the brow.
         top = upper - 0.20 * openness - 0.06 * half
         down = np.clip((v - top) / np.maximum(lid - top, 1.0), 0, 1)
-        light = 1 + over * share * (0.06 * np.sin(np.pi * down) - 0.10 * smoothstep(0.72, 1.0, down))
+        light = 1 + over * share * (-0.05 + 0.06 * np.sin(np.pi * down) - 0.10 * smoothstep(0.72, 1.0, down))
         fold = np.exp(-(((v - top) / (0.07 * half)) ** 2)) * np.clip(1 - across**2, 0, 1)
         light = light - 0.06 * fold * smoothstep(0.0, 0.3, share)
 
         # Lashes hang down from the edge, longer towards the outer corner.
         ends = smoothstep(-1.10, -0.85, -np.abs(across))
         outwards = 0.5 + 0.5 * np.clip(self.outer * across, -1, 1)
-        thick = max(0.5, 0.044 * half) * self.line * (0.6 + 0.6 * np.clip(1 - np.abs(across) ** 3, 0, 1))
-        long_ = max(0.8, 0.10 * half) * (0.6 + 0.7 * outwards)
+        thick = max(0.75, 0.050 * half) * self.line * (0.6 + 0.6 * np.clip(1 - np.abs(across) ** 3, 0, 1))
+        long_ = max(1.2, 0.11 * half) * (0.6 + 0.7 * outwards)
         below = v - lid
         fringe = np.exp(-((below / long_) ** 2)) * (below > 0) * (0.36 + 0.30 * outwards)
-        lash = np.maximum(min(1.0, 0.68 * self.line) * np.exp(-((below / thick) ** 2)), fringe) * ends * begun
+        lash = np.maximum(min(1.0, 0.80 * self.line) * np.exp(-((below / thick) ** 2)), fringe) * ends * begun
         joint = lash + cover * (1 - lash)
         part = (lash / np.maximum(joint, 1e-4))[..., None]
         colour = self.skin * light[..., None] * (1 - part) + self.lashes * part
@@ -169,7 +169,7 @@ def _without_eye(local: Floats, hole: Floats, under: npt.NDArray[np.bool_], half
     light = luminance(local)
     usual = float(np.median(light[under & (hole < 0.01)]))
     # Neither brow nor frame nor lashes, and no glint of a lens, are skin.
-    skin = smoothstep(0.55, 0.78, light / max(usual, 1.0)) * (1 - smoothstep(1.35, 1.6, light / max(usual, 1.0)))
+    skin = smoothstep(0.55, 0.78, light / max(usual, 1.0)) * (1 - smoothstep(1.18, 1.4, light / max(usual, 1.0)))
     filled = _fill(local, np.asarray(skin * (1 - smoothstep(0.0, 0.25, hole)), np.float32))
     grain = light - cv2.GaussianBlur(light, (0, 0), max(0.8, 0.16 * half))
     limit = max(1.0, 0.05 * usual)
@@ -201,7 +201,7 @@ def _lashes(local: Floats, from_lid: Floats, u: Floats, openness: float, half: f
     light = luminance(local)
     edge = (np.abs(from_lid) < 0.2 * openness + 1) & (np.abs(u)[None] < 0.8 * half)
     dark = edge & (light <= np.percentile(light[edge], 12))
-    return np.asarray(0.85 * local[dark].mean(axis=0), np.float32)
+    return np.asarray(0.78 * local[dark].mean(axis=0), np.float32)
 
 
 def _brow_field(

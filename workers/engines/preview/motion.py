@@ -40,7 +40,7 @@ _HOLD = {Curve.CLOSE: 2, Curve.TUCK: 2}
 _HUSH = 8  # curve values
 _STEADY = 150
 
-_CALM = 0.35  # share of the head's motion that is left in a long pause
+_CALM = 0.45  # share of the head's motion that is left in a long pause
 _BODY_LATER_SECONDS = 0.14  # by which the shoulders come after the head
 
 
