@@ -178,8 +178,12 @@ class InnerMouth:
 
     def _drop(self, shape: MouthShape) -> float:
         """By how much the lower teeth are lower than in the portrait, pixels; negative where they are higher."""
-        change = shape.opening - self._geometry.gap
-        return (0.72 if change > 0 else 0.60) * change
+        gap = self._geometry.gap
+        change = shape.opening - gap
+        if change > 0:
+            return 0.72 * change
+        # A closing lip soon covers them; there they may go back unseen, or they would fill the last narrow gap.
+        return 0.4 * change * (1 - ease(0.25, 0.7, -change / max(gap, 1.0)))
 
     def _add_own_teeth(
         self,
