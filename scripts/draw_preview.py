@@ -151,7 +151,7 @@ def draw_close(photos: dict[str, Picture], reader: FaceReader) -> Picture:
             (POSES["l"], mouth, 1.7 * half),
             (replace(STILL, blink=0.5), eyes, 1.25 * reach),
             (POSES["blink"], eyes, 1.25 * reach),
-            (turned, mouth - [0, 1.5 * half], 6 * half),
+            (turned, np.array([(side - 1) / 2] * 2), side / 2),
         ]
         rows.append(np.hstack([cut(draw_pose(renderer, pose, side), at, around, tile) for pose, at, around in wanted]))
     return np.vstack(rows)

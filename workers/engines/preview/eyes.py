@@ -19,6 +19,7 @@ from workers.engines.preview.framing import FramedPortrait
 from workers.engines.preview.patch import Patch
 from workers.engines.preview.shaping import Floats, blur_row, ease, luminance, median_row, smoothstep, through_points
 
+_COLOURED = 0.06  # redness of skin, red less green over light; a grey photo has none
 _CROSSED = 0.06  # of the light on the nose; glasses change it by 0.1 and more, noses without by up to 0.02
 
 
@@ -170,6 +171,11 @@ def _without_eye(local: Floats, hole: Floats, under: npt.NDArray[np.bool_], half
     usual = float(np.median(light[under & (hole < 0.01)]))
     # Neither brow nor frame nor lashes, and no glint of a lens, are skin.
     skin = smoothstep(0.55, 0.78, light / max(usual, 1.0)) * (1 - smoothstep(1.18, 1.4, light / max(usual, 1.0)))
+    # A lens that mirrors the sky is as light as skin, but it is not as red.
+    red = (local[..., 2] - local[..., 1]) / np.maximum(light, 1.0)
+    usual_red = float(np.median(red[under & (hole < 0.01)]))
+    if usual_red > _COLOURED:
+        skin = skin * smoothstep(0.2, 0.6, red / usual_red)
     filled = _fill(local, np.asarray(skin * (1 - smoothstep(0.0, 0.25, hole)), np.float32))
     grain = light - cv2.GaussianBlur(light, (0, 0), max(0.8, 0.16 * half))
     limit = max(1.0, 0.05 * usual)
