@@ -21,9 +21,15 @@ def is_drawn(image: Pixels, points: npt.NDArray[np.float64]) -> bool:
     """True when the lower face, without mouth and nostrils, is made of ink, or of some ink and flat colours."""
     low, high = points[landmarks.OVAL, :2].min(axis=0), points[landmarks.OVAL, :2].max(axis=0)
     scale = _FACE_WIDTH / max(1.0, float(high[0] - low[0]))
+    # Only the face is blurred before it is made smaller, for a photo may have many million pixels.
+    margin = 4 / scale
+    (left, top), (right, bottom) = (np.maximum(corner, 0).astype(int) for corner in (low - margin, high + margin + 1))
+    source = image[top:bottom, left:right]
+    if not source.size:
+        return False
+    source = source if scale >= 1 else cv2.GaussianBlur(source, (0, 0), 0.4 / scale)
     size = _FACE_WIDTH, max(8, int((high[1] - low[1]) * scale))
-    matrix = np.array([[scale, 0, -low[0] * scale], [0, scale, -low[1] * scale]])
-    source = image if scale >= 1 else cv2.GaussianBlur(image, (0, 0), 0.4 / scale)
+    matrix = np.array([[scale, 0, (left - low[0]) * scale], [0, scale, (top - low[1]) * scale]])
     light = luminance(cv2.warpAffine(source, matrix, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE))
     places = ((points[:, :2] - low) * scale).astype(np.int32)
 

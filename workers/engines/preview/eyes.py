@@ -149,7 +149,7 @@ def _hole(local: Floats, t: Floats, row: Floats, lids: tuple[Floats, Floats], op
     """1 on the eye, its lashes and the shadow of its lids; 0 on the skin around it."""
     upper, lower = lids
     light = cv2.GaussianBlur(luminance(local), (0, 0), max(0.5, 0.03 * half))
-    below = np.where((row > lower + 0.25 * half) & (row < lower + 0.6 * half), light, np.nan)
+    below = np.where((row > lower + 0.25 * half) & (row < lower + 0.6 * half + 1), light, np.nan)
     usual = np.nanmedian(below, axis=0)
     # Upwards from the lid as far as its lashes and its own shadow are dark.
     over = (row < upper - 0.05 * openness) & (row > upper - 0.62 * openness - 0.22 * half)
