@@ -88,8 +88,10 @@ class InnerMouth:
         colour = paint(pose, shape, v, upper, lower, behind, columns)
         if g.parted:
             colour, cover = self._close_seam(colour, cover, v, upper, lower, across, gap)
-        if not self._drawn:  # the shadow of the upper lip
-            colour = colour * (0.62 + 0.38 * smoothstep(-0.5, 0.07 * g.half, v - upper))[..., None]
+        if not self._drawn:  # the shadow of the upper lip, and the line where the lower one begins
+            shade = 0.62 + 0.38 * smoothstep(-0.5, 0.07 * g.half, v - upper)
+            shade = shade * (0.60 + 0.40 * smoothstep(-0.5, 0.06 * g.half, lower - v))
+            colour = colour * shade[..., None]
         return Patch(
             row=top,
             column=first,
@@ -155,7 +157,13 @@ class InnerMouth:
         share = share * (0.95 * ease(0.04 * half, 0.18 * half, shape.opening))
         back = np.clip((lower - v) / np.maximum(height, 1.0), 0, 1)
         # Wet, with a furrow along its middle and a glint where the light comes in; its back lies in the dark.
-        light = 0.90 - (0.52 - 0.40 * rises) * back - 0.10 * np.exp(-((across / 0.06) ** 2)) * (1 - back)
+        front = 0.86 if self._own else 0.70  # under the teeth of a grin its front is all that shows
+        light = (
+            front
+            + (0.88 - front) * rises
+            - (0.46 - 0.34 * rises) * back
+            - 0.10 * np.exp(-((across / 0.06) ** 2)) * (1 - back)
+        )
         light = light + 0.12 * np.exp(-(((across - 0.16) / 0.14) ** 2) - ((back - 0.45 - 0.3 * rises) / 0.16) ** 2)
         return _mix(colour, self._palette.tongue * light[..., None], share)
 
