@@ -176,7 +176,9 @@ def _without_eye(local: Floats, hole: Floats, under: npt.NDArray[np.bool_], half
     usual_red = float(np.median(red[under & (hole < 0.01)]))
     if usual_red > _COLOURED:
         skin = skin * smoothstep(0.2, 0.6, red / usual_red)
-    filled = _fill(local, np.asarray(skin * (1 - smoothstep(0.0, 0.25, hole)), np.float32))
+    mixed = np.ones((max(3, int(0.10 * half) | 1),) * 2, np.uint8)  # with the colour of a frame, at its edge
+    skin = cv2.erode(np.asarray(skin * (1 - smoothstep(0.0, 0.25, hole)), np.float32), mixed)
+    filled = _fill(local, skin)
     grain = light - cv2.GaussianBlur(light, (0, 0), max(0.8, 0.16 * half))
     limit = max(1.0, 0.05 * usual)
     grain = np.clip(grain, -limit, limit)
