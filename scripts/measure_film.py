@@ -336,7 +336,7 @@ def control_poses(sound: Sound, rate: Fraction, frames: int) -> list[Pose]:
 
 def wanted_opening(pose: Pose) -> float:
     """How far the lips should be apart, in any unit."""
-    return pose.open**0.8 * ease(0.15, 0.5, pose.talk) * (1 - ease(0.28, 0.58, pose.close))
+    return pose.open * ease(0.15, 0.5, pose.talk) * (1 - ease(0.28, 0.58, pose.close))
 
 
 def apertures(points: Doubles) -> Doubles:

@@ -97,6 +97,16 @@ _SHAPES |= {phone: shape for phones, shape in _CONSONANTS for phone in phones.sp
 BILABIALS = frozenset("pbm")
 WIDE_VOWELS, ROUND_VOWELS = frozenset("ieɪɛ"), frozenset("uoʊɔyø")
 
+# Phones that sound alike to a listener of any language, silence first.  Telling them apart is asked of the network in
+# training only: what it must know for that, it then uses for the curves.
+_KINDS = (
+    "", "p", "b", "m ɱ", "f ɸ", "v ʋ β", "w ʍ ɥ", "t ʈ", "d ɖ ɾ", "n ɳ", "ɲ ŋ ɴ", "k q c", "ɡ ɟ ɰ", "s ts ʦ",
+    "z dz ʣ", "ʃ tʃ ʧ ʂ tʂ ɕ tɕ ʨ ç", "ʒ dʒ ʤ ʐ dʐ ʑ dʑ ʥ ʝ", "θ", "ð", "l ɭ ɬ ʎ ɫ", "ɹ ɻ ɚ ɝ", "r ɽ ʀ ʁ", "x ɣ χ h ɦ ħ",
+    "j", "a ɑ ɐ ɒ ɶ", "æ ɛ", "e", "i", "ɪ ɨ ᵻ ɘ ɯ", "ə ʌ ɜ ɤ", "ɔ", "o", "u ʊ ʉ", "y ʏ", "ø œ ɵ",
+)  # fmt: skip
+KINDS = len(_KINDS)
+_KIND_OF = {phone: kind for kind, phones in enumerate(_KINDS) for phone in phones.split()}
+
 
 def letters(phone: str | None) -> list[str]:
     """The known phones that one symbol of a synthesiser stands for; a diphthong or an affricate may be two."""
@@ -140,6 +150,21 @@ def draw_curves(segments: Iterable[Segment], count: int) -> npt.NDArray[np.float
     curves[:, 3] = _blur(closed, _CLOSURE_SOFT * fine)
     curves[:, 7] = _blur(talk, _TALK_SOFT * fine)
     return curves.reshape(count, _FINE, 8).mean(axis=1).astype(np.float32)
+
+
+def draw_kinds(segments: Iterable[Segment], count: int) -> npt.NDArray[np.int64]:
+    """Which kind of phone is heard at each value of the curves [count]; 0 in silence, -1 where it is not known."""
+    kinds = np.zeros(count, np.int64)
+    for segment in segments:
+        known = letters(segment.phone)
+        if segment.phone is None or not known:
+            edges, found = [segment.start, segment.stop], [0 if segment.phone is None else -1]
+        else:
+            edges = list(np.linspace(segment.start, segment.stop, len(known) + 1))
+            found = [_KIND_OF.get(phone, -1) for phone in known]
+        for kind, low, high in zip(found, edges, edges[1:], strict=False):
+            kinds[max(0, round(low * RATE)) : max(0, round(high * RATE))] = kind
+    return kinds
 
 
 def _blur(series: Doubles, sigma: float) -> Doubles:

@@ -91,7 +91,7 @@ def join(utterances: Iterable[Utterance], pause: float = 0.4) -> Utterance:
 
 def opening(pose: Pose) -> float:
     """How far the lips are apart, in any unit, as mouth.py has it."""
-    return pose.open**0.8 * ease(0.15, 0.5, pose.talk) * (1 - ease(0.28, 0.58, pose.close))
+    return pose.open * ease(0.15, 0.5, pose.talk) * (1 - ease(0.28, 0.58, pose.close))
 
 
 def count(figures: Figures, said: Utterance, poses: list[Pose]) -> None:

@@ -13,12 +13,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from scripts.mouth import rooms
-from scripts.mouth.phones import Utterance, draw_curves
+from scripts.mouth.phones import KINDS, Utterance, draw_curves, draw_kinds
 from workers.engines.contract import DRIVING_RATE
 from workers.engines.preview import loudness, mel
 from workers.engines.preview.articulation import Curve
 
-CHANNELS, DILATIONS = 96, (1, 2, 4, 8)
+CHANNELS, DILATIONS = 128, (1, 2, 4, 8)
 REACH = 2 + sum(DILATIONS)
 BATCH, WINDOW = 32, 250
 _SPEECH_RMS = 0.05  # as loudness.measure brings speech to
@@ -26,16 +26,20 @@ _QUIET = float(np.log(1e-5))  # a log-mel of digital silence
 # How much an error in each curve counts; closures have a loss of their own.
 _WEIGHTS = (1.2, 0.9, 1.0, 0.0, 1.2, 0.7, 0.6, 0.9)
 _CLOSURE_WEIGHT, _CLOSED_COUNTS = 0.5, 2.0
+_KIND_WEIGHT = 0.06
+_FASTEST = 3e-3
+_FOLLOWS_WEIGHT = 0.04
 
 Halves = npt.NDArray[np.float16]
 
 
 @dataclass(frozen=True)
 class Example:
-    """Log-mels [n, 40] and curves [n, 8] of one recording."""
+    """Log-mels [n, 40], curves [n, 8] and kinds of phones [n] of one recording."""
 
     log_mels: Halves
     curves: Halves
+    kinds: npt.NDArray[np.int8]
 
 
 class _Held:
@@ -68,10 +72,12 @@ def make_examples(said: Utterance, chance: np.random.Generator) -> list[Example]
     before, after = (int(chance.uniform(0.15, 0.8) * 100) for _ in range(2))
     count = len(said.samples) // mel.HOP
     curves = np.pad(draw_curves(said.segments, count), ((before, after), (0, 0)), mode="edge")
+    kinds = np.pad(draw_kinds(said.segments, count), (before, after))
+    wanted = np.concatenate([curves, kinds[:, None].astype(np.float32)], axis=1)
     samples = np.pad(said.samples[: count * mel.HOP], (before * mel.HOP, after * mel.HOP))
     made = []
     for version in range(3):
-        x, y = samples, curves
+        x, y = samples, wanted
         if version:
             x, y = rooms.change_size(x, y, chance)
             if chance.random() < 0.6:
@@ -86,7 +92,8 @@ def make_examples(said: Utterance, chance: np.random.Generator) -> list[Example]
         x = x * np.float32(10 ** (chance.uniform(-4, 4) / 20))
         heard = hear(x.astype(np.float32), 1.0)
         length = min(len(heard), len(y))
-        made.append(Example(heard[:length].astype(np.float16), y[:length].astype(np.float16)))
+        y = y[:length]
+        made.append(Example(heard[:length].astype(np.float16), y[:, :8].astype(np.float16), y[:, 8].astype(np.int8)))
     return made
 
 
@@ -97,24 +104,26 @@ def make_wordless(chance: np.random.Generator) -> Example:
     if chance.random() < 0.3:
         sound = rooms.put_into_room(sound, chance)
     heard = hear(sound * np.float32(_SPEECH_RMS * 10 ** (chance.uniform(-35, 6) / 20)), 1.0)
-    return Example(heard.astype(np.float16), np.tile(draw_curves((), 1), (len(heard), 1)).astype(np.float16))
+    rest = np.tile(draw_curves((), 1), (len(heard), 1)).astype(np.float16)
+    return Example(heard.astype(np.float16), rest, np.zeros(len(heard), np.int8))
 
 
 class MouthNetwork(nn.Module):
-    """The net of articulation.SpeechNetwork."""
+    """The net of articulation.SpeechNetwork, and a layer that names kinds of phones, which is left out of the weights."""
 
     def __init__(self) -> None:
         super().__init__()
         self.first = nn.Conv1d(mel.BANDS, CHANNELS, 5)
         self.middle = nn.ModuleList([nn.Conv1d(CHANNELS, CHANNELS, 3, dilation=d) for d in DILATIONS])
         self.last = nn.Conv1d(CHANNELS, 8, 1)
+        self.kinds = nn.Conv1d(CHANNELS, KINDS, 1)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Normalised log-mels [b, 40, n + 2 * REACH] to curves [b, 8, n]; the closure is a logit."""
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Normalised log-mels [b, 40, n + 2 * REACH] to curves [b, 8, n], the closure a logit, and logits of kinds."""
         x = F.relu(self.first(x))
         for dilation, layer in zip(DILATIONS, self.middle, strict=True):
             x = x[:, :, dilation:-dilation] + F.relu(layer(x))
-        return self.last(x)
+        return self.last(x), self.kinds(x)
 
 
 def train(
@@ -129,25 +138,20 @@ def train(
     net = MouthNetwork()
     if start is not None:
         mean, deviation = _go_on_from(start, net)
-    optimiser = torch.optim.AdamW(net.parameters(), 3e-3, weight_decay=1e-4)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 4e-3, total_steps=steps)
-    weights = torch.tensor(_WEIGHTS)[None, :, None]
+    optimiser = torch.optim.AdamW(net.parameters(), 3e-3, weight_decay=1e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, _FASTEST, total_steps=steps)
     centre, spread = torch.tensor(mean)[:, None], torch.tensor(deviation)[:, None]
     lengths = np.array([len(example.curves) for example in examples], np.float64)
     began, running = time.monotonic(), 0.0
     for step in range(steps):
-        x, y = _batch(examples, lengths / lengths.sum(), chance)
-        out = net((x - centre) / spread)
-        # Lips tucked under the teeth are rare, so they count double where they are wanted.
-        rare = 1 + 2 * (y > 0.5).float() * torch.eye(8)[Curve.TUCK][None, :, None]
-        loss = (weights * rare * (out - y) ** 2).mean()
-        change = (out[:, :, 1:] - out[:, :, :-1]) - (y[:, :, 1:] - y[:, :, :-1])
-        loss = loss + 1.2 * (weights * change**2).mean()
-        closed = y[:, Curve.CLOSE]
-        wrong = F.binary_cross_entropy_with_logits(out[:, Curve.CLOSE], closed, reduction="none")
-        loss = loss + _CLOSURE_WEIGHT * (wrong * (1 + (_CLOSED_COUNTS - 1) * closed)).mean()
+        x, y, kinds = _batch(examples, lengths / lengths.sum(), chance)
+        # Processors that multiply in bfloat16 are several times faster at it.
+        with torch.autocast("cpu", torch.bfloat16):
+            out, named = net((x - centre) / spread)
+        loss = _loss(out.float(), y) + _KIND_WEIGHT * F.cross_entropy(named.float(), kinds, ignore_index=-1)
         optimiser.zero_grad()
         loss.backward()
+        torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
         optimiser.step()
         schedule.step()
         running = float(loss.detach()) if not step else 0.98 * running + 0.02 * float(loss.detach())
@@ -156,39 +160,76 @@ def train(
     return _weights_of(net, mean, deviation)
 
 
+def _loss(out: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Curves [b, 8, n] against those that are wanted: places, changes, closures, and whether they go together."""
+    weights = torch.tensor(_WEIGHTS)[None, :, None]
+    # Lips tucked under the teeth are rare, so they count double where they are wanted.
+    rare = 1 + 2 * (y > 0.5).float() * torch.eye(8)[Curve.TUCK][None, :, None]
+    loss = (weights * rare * (out - y) ** 2).mean()
+    change = (out[:, :, 1:] - out[:, :, :-1]) - (y[:, :, 1:] - y[:, :, :-1])
+    loss = loss + 1.2 * (weights * change**2).mean()
+    closed = y[:, Curve.CLOSE]
+    wrong = F.binary_cross_entropy_with_logits(out[:, Curve.CLOSE], closed, reduction="none")
+    loss = loss + _CLOSURE_WEIGHT * (wrong * (1 + (_CLOSED_COUNTS - 1) * closed)).mean()
+    # The engine stretches each curve to the voice's own range, so what counts is the correlation in each window.
+    got, wanted = (z[:, : Curve.CLOSE] - z[:, : Curve.CLOSE].mean(dim=2, keepdim=True) for z in (out, y))
+    size = (got.square().mean(dim=2) + 1e-3).sqrt() * (wanted.square().mean(dim=2) + 1e-3).sqrt()
+    return loss + _FOLLOWS_WEIGHT * (1 - (got * wanted).mean(dim=2) / size).mean()
+
+
 def _batch(
     examples: list[Example], shares: npt.NDArray[np.float64], chance: np.random.Generator
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """BATCH windows, each heard through another microphone."""
-    heard, wanted = [], []
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """BATCH windows, each heard from another throat through another microphone: log-mels, curves, kinds."""
+    heard, wanted, kinds = [], [], []
     for k in chance.choice(len(examples), BATCH, p=shares):
         example = examples[k]
         length = len(example.curves)
         start = int(chance.integers(-REACH, max(1, length - WINDOW)))
         at = np.arange(start - REACH, start + WINDOW + REACH)
-        x = example.log_mels[np.clip(at, 0, length - 1)].astype(np.float32)
+        x = _other_throat(example.log_mels[np.clip(at, 0, length - 1)].astype(np.float32), chance.uniform(0.88, 1.12))
         x = x + np.interp(np.arange(mel.BANDS), np.linspace(0, mel.BANDS - 1, 5), chance.normal(0, 0.7, 5))
         if chance.random() < 0.3:
             band = int(chance.integers(0, mel.BANDS - 4))
             x[:, band : band + int(chance.integers(1, 5))] = _QUIET
+        if chance.random() < 0.3:  # a recording's own hiss
+            x = np.logaddexp(x, chance.uniform(-9, -4))
         x[(at < 0) | (at >= length)] = _QUIET
         heard.append(np.maximum(x, _QUIET).T.astype(np.float32))
-        wanted.append(example.curves[np.clip(at[REACH:-REACH], 0, length - 1)].T.astype(np.float32))
-    return torch.tensor(np.stack(heard)), torch.tensor(np.stack(wanted))
+        inside = np.clip(at[REACH:-REACH], 0, length - 1)
+        wanted.append(example.curves[inside].T.astype(np.float32))
+        kinds.append(example.kinds[inside].astype(np.int64))
+    return torch.tensor(np.stack(heard)), torch.tensor(np.stack(wanted)), torch.tensor(np.stack(kinds))
+
+
+_CENTRES = 700.0 * (
+    10.0 ** (np.linspace(*(2595.0 * np.log10(1 + np.array([60.0, 7600.0]) / 700)), mel.BANDS + 2)[1:-1] / 2595.0) - 1.0
+)
+
+
+def _other_throat(log_mels: npt.NDArray[np.float32], factor: float) -> npt.NDArray[np.float32]:
+    """The spectrum `factor` times as high: a shorter or longer vocal tract, at the same pace."""
+    places = np.interp(_CENTRES / factor, _CENTRES, np.arange(mel.BANDS))
+    low = np.minimum(places.astype(int), mel.BANDS - 2)
+    part = (places - low).astype(np.float32)
+    return log_mels[:, low] * (1 - part) + log_mels[:, low + 1] * part
 
 
 def _go_on_from(path: Path, net: MouthNetwork) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Fill `net`; mean and deviation of the log-mels that it was trained with."""
+    """Fill `net`, which may be wider; mean and deviation of the log-mels that it was trained with.
+
+    What is new in a wider net hears all channels and is not heard by the old ones, so it begins with the same curves.
+    """
     with np.load(path) as stored:
         weights = {name: torch.tensor(stored[name].astype(np.float32)) for name in stored.files}
+    known = len(weights["ib"])
     with torch.no_grad():
-        net.first.weight.copy_(weights["iw"])
-        net.first.bias.copy_(weights["ib"])
-        net.last.weight.copy_(weights["ow"][:, :, None])
-        net.last.bias.copy_(weights["ob"])
+        net.first.weight[:known], net.first.bias[:known] = weights["iw"], weights["ib"]
+        net.last.weight[:, known:] = 0
+        net.last.weight[:, :known, 0], net.last.bias[:] = weights["ow"], weights["ob"]
         for k, layer in enumerate(net.middle):
-            layer.weight.copy_(weights[f"w{k}"])
-            layer.bias.copy_(weights[f"b{k}"])
+            layer.weight[:known, known:] = 0
+            layer.weight[:known, :known], layer.bias[:known] = weights[f"w{k}"], weights[f"b{k}"]
     return weights["mu"].numpy(), weights["sd"].numpy()
 
 
@@ -204,7 +245,7 @@ def _weights_of(
         name: (value.detach().numpy() if isinstance(value, torch.Tensor) else value).astype(np.float16)
         for name, value in found.items()
     }
-    return halves | {"logits": np.array([Curve.CLOSE], np.float16)}
+    return halves | {"logits": np.array([Curve.CLOSE], np.float16), "dilations": np.array(DILATIONS, np.float16)}
 
 
 def save_weights(weights: dict[str, npt.NDArray[np.float16]], path: Path) -> None:

@@ -26,8 +26,7 @@ RATE = DRIVING_RATE // mel.HOP  # curve values per second; value t is centred on
 UNIT = 512  # an integer of UNIT means 1.0
 FUTURE = 16  # curve values after a frame's centre that motion may look at
 _BLOCK = RATE  # values
-_DILATIONS = (1, 2, 4, 8)
-_REACH = 2 + sum(_DILATIONS)  # features of context on either side
+_REACH = 17  # features of context on either side, that all weights share
 _KEPT_BLOCKS = 16
 
 Curves = npt.NDArray[np.int64]
@@ -58,7 +57,8 @@ class SpeechNetwork:
             weights = {name: stored[name].astype(np.float64) for name in stored.files}
         self._mean, self._deviation = weights["mu"], weights["sd"]
         self._first = _taps_first(weights["iw"]), weights["ib"]
-        self._middle = [(_taps_first(weights[f"w{k}"]), weights[f"b{k}"]) for k in range(len(_DILATIONS))]
+        self._dilations = weights["dilations"].astype(int).tolist() if "dilations" in weights else [1, 2, 4, 8]
+        self._middle = [(_taps_first(weights[f"w{k}"]), weights[f"b{k}"]) for k in range(len(self._dilations))]
         self._last = np.ascontiguousarray(weights["ow"].T), weights["ob"]
         # Of a closure the network says how sure it is, as a logit.
         self._logits = weights["logits"].astype(int) if "logits" in weights else np.zeros(0, int)
@@ -69,7 +69,7 @@ class SpeechNetwork:
         x = (log_mels - self._mean) / self._deviation
         n = len(x) - len(taps) + 1
         x = np.maximum(sum(mel.product(x[k : k + n], tap) for k, tap in enumerate(taps)) + bias, 0.0)
-        for dilation, (taps, bias) in zip(_DILATIONS, self._middle, strict=True):
+        for dilation, (taps, bias) in zip(self._dilations, self._middle, strict=True):
             n = len(x) - 2 * dilation
             convolved = sum(mel.product(x[k * dilation : k * dilation + n], tap) for k, tap in enumerate(taps)) + bias
             x = x[dilation:-dilation] + np.maximum(convolved, 0.0)

@@ -254,7 +254,7 @@ class MouthWarp:
         """Distance of the lips at the centre, in pixels."""
         g, gain = self.geometry, self._strength
         apart = 1 - closing
-        wanted = (0.40 if g.parted else 0.50) * gain * pose.open**0.8 * (0.85 + 0.25 * pose.level) * talk
+        wanted = (0.40 if g.parted else 0.50) * gain * pose.open * (0.85 + 0.25 * pose.level) * talk
         opening = g.half * max(wanted, gain * (0.085 * pose.teeth + 0.09 * pose.tuck) * talk) * apart
         if not g.parted:
             return opening + (1 - talk) * apart * min(g.gap, 0.04 * g.half) + talk * apart * min(g.gap, 0.03 * g.half)
