@@ -89,6 +89,7 @@ class Figures:
     identity: float | None = None
     phones_r: float | None = None
     phones_lag_ms: float | None = None
+    phones_even_r: float | None = None
     bilabials: int | None = None
     bilabials_seen: int | None = None
     told_apart: float | None = None
@@ -115,6 +116,7 @@ _LINES = {
     "identity": ("distance to the person of the first frame, same under 0.6", "{:.2f}"),
     "phones_r": ("lips against the phones, best r", "{:.2f}"),
     "phones_lag_ms": ("  at a lag of the picture of", "{:+.0f} ms"),
+    "phones_even_r": ("  with the mesh's scale made even, r", "{:.2f}"),
     "bilabials": ("p, b and m that are said", "{:d}"),
     "bilabials_seen": ("  and seen closed", "{:d}"),
     "told_apart": ("spread vowels wider than rounded ones", "{:.0%}"),
@@ -256,7 +258,8 @@ def measure(
     poses = control_poses(sound, rate, frames)
     aperture = apertures(seen.points)
     energy_r, energy_lag = best_lag(aperture, loudness(sound, fps, frames), fps)
-    curve_r, curve_lag = best_lag(aperture, np.array([wanted_opening(pose) for pose in poses]), fps)
+    asked = np.array([wanted_opening(pose) for pose in poses])
+    curve_r, curve_lag = best_lag(aperture, asked, fps)
     wide = float(np.percentile(aperture, 95))
     to_close = spans(np.array([pose.close > 0.6 and ease(0.15, 0.5, pose.talk) > 0.9 for pose in poses]))
     closed = aperture < max(_CLOSED_SHARE * wide, float(np.percentile(aperture, 5)) + 0.02)
@@ -281,7 +284,7 @@ def measure(
         flicker=float(np.abs(np.diff(seen.light, 2)).mean()) if frames > 2 else 0.0,
         beside=seen.beside,
         identity=seen.identity,
-        **against_phones(seen.points, aperture, closed, fps, _phones_of(sound, text, phones)),
+        **against_phones(seen.points, (aperture, asked), closed, fps, _phones_of(sound, text, phones)),
     )
 
 
@@ -291,12 +294,39 @@ def _phones_of(sound: Sound, text: str | None, phones: Path | None) -> tuple[Seg
     return aligning.align(sound.read(0, len(sound)), text) if text is not None else ()
 
 
+def even_scale(read: Doubles, asked: Doubles) -> Doubles:
+    """What was asked for at each reading of the mesh: the best curve that never falls (pooling adjacent violators).
+
+    The mesh is no even ruler: it reads lips that stand a quarter of the half width apart as nearly shut in some faces,
+    and lips that touch as apart in others.  The scale knows nothing of the phones, nor of when a frame is shown.
+    """
+    order = np.argsort(read, kind="stable")
+    pools: list[tuple[float, int]] = []
+    for value in asked[order].tolist():
+        mean, size = value, 1
+        while pools and pools[-1][0] >= mean:
+            before, more = pools.pop()
+            mean, size = (mean * size + before * more) / (size + more), size + more
+        pools.append((mean, size))
+    even = np.empty(len(read))
+    even[order] = np.repeat([mean for mean, _ in pools], [size for _, size in pools])
+    return even
+
+
 def against_phones(
-    points: Doubles, aperture: Doubles, closed: npt.NDArray[np.bool_], fps: float, segments: tuple[Segment, ...]
+    points: Doubles,
+    apart: tuple[Doubles, Doubles],
+    closed: npt.NDArray[np.bool_],
+    fps: float,
+    segments: tuple[Segment, ...],
 ) -> dict[str, Any]:
-    """What the lips do at the phones that are said; nothing without phones."""
+    """What the lips do at the phones that are said, from how far `apart` they are and should be.
+
+    Nothing without phones.
+    """
     if not segments:
         return {}
+    aperture, asked = apart
     frames = len(aperture)
     middles = (np.arange(frames) + 0.5) / fps
     curves = draw_curves(segments, round(segments[-1].stop * RATE) + RATE)
@@ -319,6 +349,7 @@ def against_phones(
     return {
         "phones_r": r,
         "phones_lag_ms": lag,
+        "phones_even_r": best_lag(even_scale(aperture, asked), opened, fps)[0],
         "bilabials": said,
         "bilabials_seen": seen,
         "told_apart": told,

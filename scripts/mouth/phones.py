@@ -101,8 +101,8 @@ WIDE_VOWELS, ROUND_VOWELS = frozenset("ieɪɛ"), frozenset("uoʊɔyø")
 # training only: what it must know for that, it then uses for the curves.
 _KINDS = (
     "", "p", "b", "m ɱ", "f ɸ", "v ʋ β", "w ʍ ɥ", "t ʈ", "d ɖ ɾ", "n ɳ", "ɲ ŋ ɴ", "k q c", "ɡ ɟ ɰ", "s ts ʦ",
-    "z dz ʣ", "ʃ tʃ ʧ ʂ tʂ ɕ tɕ ʨ ç", "ʒ dʒ ʤ ʐ dʐ ʑ dʑ ʥ ʝ", "θ", "ð", "l ɭ ɬ ʎ ɫ", "ɹ ɻ ɚ ɝ", "r ɽ ʀ ʁ", "x ɣ χ h ɦ ħ",
-    "j", "a ɑ ɐ ɒ ɶ", "æ ɛ", "e", "i", "ɪ ɨ ᵻ ɘ ɯ", "ə ʌ ɜ ɤ", "ɔ", "o", "u ʊ ʉ", "y ʏ", "ø œ ɵ",
+    "z dz ʣ", "ʃ tʃ ʧ ʂ tʂ ɕ tɕ ʨ ç", "ʒ dʒ ʤ ʐ dʐ ʑ dʑ ʥ ʝ", "θ", "ð", "l ɭ ɬ ʎ ɫ", "ɹ ɻ ɚ ɝ", "r ɽ ʀ ʁ",
+    "x ɣ χ h ɦ ħ", "j", "a ɑ ɐ ɒ ɶ", "æ ɛ", "e", "i", "ɪ ɨ ᵻ ɘ ɯ", "ə ʌ ɜ ɤ", "ɔ", "o", "u ʊ ʉ", "y ʏ", "ø œ ɵ",
 )  # fmt: skip
 KINDS = len(_KINDS)
 _KIND_OF = {phone: kind for kind, phones in enumerate(_KINDS) for phone in phones.split()}

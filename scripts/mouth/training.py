@@ -109,7 +109,7 @@ def make_wordless(chance: np.random.Generator) -> Example:
 
 
 class MouthNetwork(nn.Module):
-    """The net of articulation.SpeechNetwork, and a layer that names kinds of phones, which is left out of the weights."""
+    """The net of articulation.SpeechNetwork, and a layer that names kinds of phones, which only training needs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -202,9 +202,8 @@ def _batch(
     return torch.tensor(np.stack(heard)), torch.tensor(np.stack(wanted)), torch.tensor(np.stack(kinds))
 
 
-_CENTRES = 700.0 * (
-    10.0 ** (np.linspace(*(2595.0 * np.log10(1 + np.array([60.0, 7600.0]) / 700)), mel.BANDS + 2)[1:-1] / 2595.0) - 1.0
-)
+_MELS = np.linspace(*(2595.0 * np.log10(1 + np.array([60.0, 7600.0]) / 700)), mel.BANDS + 2)
+_CENTRES = 700.0 * (10.0 ** (_MELS[1:-1] / 2595.0) - 1.0)  # Hz, of the bands of mel.py
 
 
 def _other_throat(log_mels: npt.NDArray[np.float32], factor: float) -> npt.NDArray[np.float32]:

@@ -95,6 +95,16 @@ def test_without_speech_the_range_is_an_ordinary_voices() -> None:
         assert SpeechRange.from_facts(measure(Sound(sound))) == SpeechRange()
 
 
+def test_an_uneven_ruler_is_made_even_and_a_wrong_curve_is_not() -> None:
+    chance = np.random.default_rng(0)
+    asked = np.convolve(chance.random(400), np.hanning(9), "same")
+    asked /= asked.max()
+    assert np.corrcoef(measure_film.even_scale(0.1 + asked**3, asked), asked)[0, 1] > 0.999
+    late = measure_film.even_scale(np.roll(asked, 6), asked)
+    assert np.corrcoef(late, asked)[0, 1] < 0.5, "what is shown too late stays too late"
+    assert (np.diff(late[np.argsort(np.roll(asked, 6))]) >= 0).all()
+
+
 def test_every_figure_has_its_line_in_the_table(figure: Figure) -> None:
     assert {field.name for field in fields(measure_film.Figures)} == set(measure_film._LINES)
 
