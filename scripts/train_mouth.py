@@ -3,6 +3,7 @@
 
     scripts/train_mouth.py speak     synthesise the speech and hear it (minutes)
     scripts/train_mouth.py train     train on it (20 to 30 minutes on one core) and write the weights
+    scripts/train_mouth.py join      put the weights of several trainings into one file: the first named is written
     scripts/train_mouth.py test      compare weights on voices and languages that were never heard
 
 Needs Debian's espeak-ng, flite, festival with the voices of scripts/mouth/voices.py, fortunes, fortunes-cs, -de, -es,
@@ -56,11 +57,11 @@ def speak(folder: Path, minutes: float) -> None:
 def main() -> int:
     """Do one step."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("step", choices=["speak", "train", "test"])
+    parser.add_argument("step", choices=["speak", "train", "join", "test"])
     parser.add_argument("--folder", type=Path, default=Path("mouth-data"), help="where the speech is kept")
     parser.add_argument("--minutes", type=float, default=75, help="of speech to synthesise")
     parser.add_argument("--steps", type=int, default=5000)
-    parser.add_argument("--start", type=Path, help="weights to go on from")
+    parser.add_argument("--start", type=Path, help="weights to go on from; the new network may be wider")
     parser.add_argument("--weights", type=Path, nargs="+", default=[], help="to write, or to compare")
     chosen = parser.parse_args()
     chosen.folder.mkdir(parents=True, exist_ok=True)
@@ -75,6 +76,12 @@ def main() -> int:
         examples = pickle.loads((chosen.folder / "examples.pickle").read_bytes())
         weights = training.train(examples, chosen.steps, SEED, chosen.start)
         training.save_weights(weights, chosen.weights[0] if chosen.weights else chosen.folder / "speech_network.npz")
+    elif chosen.step == "join":
+        from scripts.mouth import training
+
+        if len(chosen.weights) < 2:
+            parser.error("join needs --weights and at least two files: the one to write, and what goes into it")
+        training.save_weights(training.join(chosen.weights[1:]), chosen.weights[0])
     else:
         from scripts.mouth import testing
 

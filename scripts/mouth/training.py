@@ -187,7 +187,7 @@ def _batch(
         length = len(example.curves)
         start = int(chance.integers(-REACH, max(1, length - WINDOW)))
         at = np.arange(start - REACH, start + WINDOW + REACH)
-        x = _other_throat(example.log_mels[np.clip(at, 0, length - 1)].astype(np.float32), chance.uniform(0.88, 1.12))
+        x = example.log_mels[np.clip(at, 0, length - 1)].astype(np.float32) @ mel.throat(chance.uniform(0.88, 1.12))
         x = x + np.interp(np.arange(mel.BANDS), np.linspace(0, mel.BANDS - 1, 5), chance.normal(0, 0.7, 5))
         if chance.random() < 0.3:
             band = int(chance.integers(0, mel.BANDS - 4))
@@ -200,18 +200,6 @@ def _batch(
         wanted.append(example.curves[inside].T.astype(np.float32))
         kinds.append(example.kinds[inside].astype(np.int64))
     return torch.tensor(np.stack(heard)), torch.tensor(np.stack(wanted)), torch.tensor(np.stack(kinds))
-
-
-_MELS = np.linspace(*(2595.0 * np.log10(1 + np.array([60.0, 7600.0]) / 700)), mel.BANDS + 2)
-_CENTRES = 700.0 * (10.0 ** (_MELS[1:-1] / 2595.0) - 1.0)  # Hz, of the bands of mel.py
-
-
-def _other_throat(log_mels: npt.NDArray[np.float32], factor: float) -> npt.NDArray[np.float32]:
-    """The spectrum `factor` times as high: a shorter or longer vocal tract, at the same pace."""
-    places = np.interp(_CENTRES / factor, _CENTRES, np.arange(mel.BANDS))
-    low = np.minimum(places.astype(int), mel.BANDS - 2)
-    part = (places - low).astype(np.float32)
-    return log_mels[:, low] * (1 - part) + log_mels[:, low + 1] * part
 
 
 def _go_on_from(path: Path, net: MouthNetwork) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
@@ -239,12 +227,19 @@ def _weights_of(
     found["ow"] = net.last.weight[:, :, 0]
     for k, layer in enumerate(net.middle):
         found[f"w{k}"], found[f"b{k}"] = layer.weight, layer.bias
-    # The mark tells articulation.py that the closure is a logit.
-    halves = {
+    return {
         name: (value.detach().numpy() if isinstance(value, torch.Tensor) else value).astype(np.float16)
         for name, value in found.items()
     }
-    return halves | {"logits": np.array([Curve.CLOSE], np.float16), "dilations": np.array(DILATIONS, np.float16)}
+
+
+def join(paths: list[Path]) -> dict[str, npt.NDArray[np.float16]]:
+    """The weights of several networks that are asked together, each under its number."""
+    joined = {}
+    for k, path in enumerate(paths):
+        with np.load(path) as stored:
+            joined |= {f"{k}/{name}": stored[name] for name in stored.files}
+    return joined
 
 
 def save_weights(weights: dict[str, npt.NDArray[np.float16]], path: Path) -> None:

@@ -26,7 +26,9 @@ RATE = DRIVING_RATE // mel.HOP  # curve values per second; value t is centred on
 UNIT = 512  # an integer of UNIT means 1.0
 FUTURE = 16  # curve values after a frame's centre that motion may look at
 _BLOCK = RATE  # values
-_REACH = 17  # features of context on either side, that all weights share
+_DILATIONS = (1, 2, 4, 8)
+_REACH = 2 + sum(_DILATIONS)  # features of context on either side
+_THROATS = (0.94, 1.0, 1.06)  # the voice is heard with its spectrum this many times as high
 _KEPT_BLOCKS = 16
 
 Curves = npt.NDArray[np.int64]
@@ -48,35 +50,54 @@ class Curve(IntEnum):
 
 
 class SpeechNetwork:
-    """The weights, in double precision."""
+    """The weights, in double precision: one network or several, which are asked together."""
 
     def __init__(self, path: Path = WEIGHTS) -> None:
         content = path.read_bytes()
         self.digest = hashlib.sha256(content).hexdigest()
+        members: dict[str, dict[str, Doubles]] = {}
         with np.load(io.BytesIO(content), allow_pickle=False) as stored:
-            weights = {name: stored[name].astype(np.float64) for name in stored.files}
-        self._mean, self._deviation = weights["mu"], weights["sd"]
-        self._first = _taps_first(weights["iw"]), weights["ib"]
-        self._dilations = weights["dilations"].astype(int).tolist() if "dilations" in weights else [1, 2, 4, 8]
-        self._middle = [(_taps_first(weights[f"w{k}"]), weights[f"b{k}"]) for k in range(len(self._dilations))]
-        self._last = np.ascontiguousarray(weights["ow"].T), weights["ob"]
-        # Of a closure the network says how sure it is, as a logit.
-        self._logits = weights["logits"].astype(int) if "logits" in weights else np.zeros(0, int)
+            for name in stored.files:
+                number, _, short = name.rpartition("/")
+                members.setdefault(number, {})[short] = stored[name].astype(np.float64)
+        self._members = [_Member(members[number]) for number in sorted(members)]
+        self._throats = [mel.throat(factor) for factor in _THROATS]
 
     def __call__(self, log_mels: Doubles) -> Doubles:
-        """Log-mels [n + 2 * reach, 40] to curves [n, 8]; all but the closures are unbounded."""
+        """Log-mels [n + 2 * reach, 40] to curves [n, 8]; all but the closures are unbounded.
+
+        The mean of what each network says of the voice as it is and as larger and smaller speakers would have it:
+        where they differ they are unsure, and what one of them alone takes for a closure is none.
+        """
+        heard = [mel.product(log_mels, throat) for throat in self._throats]
+        said = [member(voice) for member in self._members for voice in heard]
+        curves = sum(said[1:], start=said[0]) / len(said)
+        # Of a closure the networks say how sure they are, as a logit.
+        curves[:, Curve.CLOSE] = 1.0 / (1.0 + np.exp(-np.clip(curves[:, Curve.CLOSE], -30.0, 30.0)))
+        return curves
+
+
+class _Member:
+    """One network."""
+
+    def __init__(self, weights: dict[str, Doubles]) -> None:
+        self._mean, self._deviation = weights["mu"], weights["sd"]
+        self._first = _taps_first(weights["iw"]), weights["ib"]
+        self._middle = [(_taps_first(weights[f"w{k}"]), weights[f"b{k}"]) for k in range(len(_DILATIONS))]
+        self._last = np.ascontiguousarray(weights["ow"].T), weights["ob"]
+
+    def __call__(self, log_mels: Doubles) -> Doubles:
+        """Log-mels [n + 2 * reach, 40] to curves [n, 8]; the closure is a logit."""
         taps, bias = self._first
         x = (log_mels - self._mean) / self._deviation
         n = len(x) - len(taps) + 1
         x = np.maximum(sum(mel.product(x[k : k + n], tap) for k, tap in enumerate(taps)) + bias, 0.0)
-        for dilation, (taps, bias) in zip(self._dilations, self._middle, strict=True):
+        for dilation, (taps, bias) in zip(_DILATIONS, self._middle, strict=True):
             n = len(x) - 2 * dilation
             convolved = sum(mel.product(x[k * dilation : k * dilation + n], tap) for k, tap in enumerate(taps)) + bias
             x = x[dilation:-dilation] + np.maximum(convolved, 0.0)
         out, bias = self._last
-        curves = mel.product(x, out) + bias
-        curves[:, self._logits] = 1.0 / (1.0 + np.exp(-np.clip(curves[:, self._logits], -30.0, 30.0)))
-        return curves
+        return mel.product(x, out) + bias
 
 
 def _taps_first(weights: Doubles) -> Doubles:

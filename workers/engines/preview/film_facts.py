@@ -112,7 +112,7 @@ def _ranges(values: np.ndarray[Any, np.dtype[np.float64]]) -> SpeechRange:
         round_high=max(most_round, least_round + _LEAST),
         # Lips are closed for a small share of any speech: where the network says more, it is unsure.  A p that stays
         # open is seen at once; lips that touch for a t or an n, which are nearly closed anyway, are not.
-        close_gate=min(0.40, max(0.30, np.percentile(closed, 84))),
+        close_gate=min(0.38, max(0.32, np.percentile(closed, 84))),
     )
     # Three digits are plenty and survive any text format on the way to a segment.
     return SpeechRange(**{name: round(float(value), 3) for name, value in asdict(found).items()})

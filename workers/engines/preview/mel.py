@@ -18,13 +18,18 @@ _ROWS = 24
 Doubles = npt.NDArray[np.float64]
 
 
-def _mel_bank() -> Doubles:
-    """Triangles [BANDS, _FFT / 2 + 1] from 60 to 7600 Hz, equally spaced in mel (2595 log10(1 + f / 700))."""
+def _edges() -> Doubles:
+    """BANDS + 2 frequencies from 60 to 7600 Hz, equally spaced in mel (2595 log10(1 + f / 700))."""
 
     def mel(hz: float) -> float:
         return float(2595.0 * np.log10(1.0 + hz / 700.0))
 
-    edges = 700.0 * (10.0 ** (np.linspace(mel(60.0), mel(7600.0), BANDS + 2) / 2595.0) - 1.0)
+    return 700.0 * (10.0 ** (np.linspace(mel(60.0), mel(7600.0), BANDS + 2) / 2595.0) - 1.0)
+
+
+def _mel_bank() -> Doubles:
+    """Triangles [BANDS, _FFT / 2 + 1] over three neighbouring edges each."""
+    edges = _edges()
     bins = np.fft.rfftfreq(_FFT, 1.0 / DRIVING_RATE)[None]
     rising = (bins - edges[:-2, None]) / (edges[1:-1] - edges[:-2])[:, None]
     falling = (edges[2:, None] - bins) / (edges[2:] - edges[1:-1])[:, None]
@@ -33,6 +38,20 @@ def _mel_bank() -> Doubles:
 
 _BANK = np.ascontiguousarray(_mel_bank().T)
 _HANN = np.hanning(WINDOW + 1)[:-1]
+
+
+def throat(factor: float) -> Doubles:
+    """The matrix [BANDS, BANDS] that makes log-mels those of a vocal tract whose spectrum lies `factor` times as high.
+
+    The pace stays: each band is read where it came from, between the two bands nearest to there.
+    """
+    centres = _edges()[1:-1]
+    places = np.interp(centres / factor, centres, np.arange(BANDS))
+    low = np.minimum(places.astype(int), BANDS - 2)
+    matrix, bands = np.zeros((BANDS, BANDS)), np.arange(BANDS)
+    matrix[low, bands] = 1 - (places - low)
+    matrix[low + 1, bands] = places - low
+    return matrix
 
 
 def product(rows: Doubles, matrix: Doubles) -> Doubles:
