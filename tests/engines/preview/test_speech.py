@@ -223,9 +223,9 @@ def test_lips_close_for_p_b_and_m_of_a_real_voice(network: SpeechNetwork) -> Non
     testing.count(figures, said, testing.pose_film(network, said.samples))
     assert figures.wanted == 29
     assert figures.closed >= 0.9 * figures.wanted
-    assert figures.false <= 10, "and not all the time"
+    assert figures.false <= 6, "and not all the time"
     together = np.concatenate(figures.curves)
-    assert np.corrcoef(together[:, 0, 0], together[:, 1, 0])[0, 1] > 0.75, "the jaw follows the phones"
+    assert np.corrcoef(together[:, 0, 0], together[:, 1, 0])[0, 1] > 0.82, "the jaw follows the phones"
     spread = [value for value, rounded in figures.vowels if not rounded]
     rounded = [value for value, rounded in figures.vowels if rounded]
     assert np.median(spread) > np.median(rounded) + 0.2

@@ -1,7 +1,8 @@
-"""Speech to the mouth's eight curves, 100 values a second, by our own small network.
+"""Speech to the mouth's eight curves, 100 values a second, by our own small networks.
 
-The network is a temporal convolution net of 131 thousand parameters, trained by us on synthesised speech with exact
-phone timings.  Its input is 40 log-mels, its context 170 ms on either side.
+Two temporal convolution nets of 353 thousand parameters together, trained by us on synthesised speech with exact phone
+timings, are asked about the voice as it is and as two other throats would have it.  Their input is 40 log-mels, their
+context 170 ms on either side.
 
 The curves are computed in blocks that stand at fixed places of the film and always have the same shape, so a value
 never depends on where a render started.  They are handed out as integers: sums of them are exact in any order.
