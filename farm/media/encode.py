@@ -7,6 +7,7 @@ every frame rate (MPEG-TS rounds to 1/90000 s), and a browser plays it as it is.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -228,6 +229,7 @@ def why_not_encoding(codec: str, environment: Mapping[str, str] | None = None) -
 
 
 def _cause(error: MediaError, codec: str) -> str:
-    """What the encoder itself said first: ffmpeg goes on with what that meant for everything around it."""
-    told = [line.partition("] ")[2] for line in error.stderr.splitlines() if line.startswith(f"[{codec} @")]
-    return told[0].strip().rstrip(".") if told else str(error)
+    """What the encoder itself said first, else ffmpeg; it goes on with what that meant for everything around it."""
+    lines = [line.strip() for line in error.stderr.splitlines() if line.strip()]
+    told = [line for line in lines if line.startswith(f"[{codec} @")] or lines
+    return re.sub(r"^\[[^]]*\] ", "", told[0]).rstrip(".") if told else str(error)

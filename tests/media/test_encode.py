@@ -171,7 +171,8 @@ def test_encoders_leave_no_descriptors(make_segment: MakeSegment):
 
 def test_an_encoder_is_tried_and_says_itself_why_it_does_not_work():
     assert why_not_encoding("libx264") is None
-    assert "no_such_encoder" in (why_not_encoding("no_such_encoder") or "")
+    why = why_not_encoding("no_such_encoder")
+    assert why is not None and "no_such_encoder" in why
 
 
 def test_nvenc_understands_its_options_and_fails_for_want_of_a_card_alone():
