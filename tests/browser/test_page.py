@@ -197,6 +197,28 @@ def test_a_running_film_is_cancelled_and_retried_and_a_failure_is_told_in_words(
     long.wait_for()
 
 
+def test_files_dropped_while_others_are_sent_are_not_lost(open_page: OpenPage, speech: Path) -> None:
+    page = open_page()
+    held: list[Any] = []
+    page.route(
+        "**/v1/batches", lambda route: held.append(route) if route.request.method == "POST" else route.continue_()
+    )
+    drop(page, PORTRAIT, speech)
+    page.get_by_role("button", name="Make film").click()
+    for _ in range(SECONDS // 100):
+        if held:
+            break
+        page.wait_for_timeout(100)
+    second = ROOT / "examples/speech/lecture_ja.opus"
+    drop(page, PORTRAIT, second)
+    page.locator(".pairs strong", has_text=second.stem).wait_for()
+    with page.expect_response("**/v1/batches"):
+        held[0].continue_()
+    page.get_by_text("on the way").or_(page.get_by_text("submitted before")).first.wait_for()
+    assert page.locator(".pairs strong").all_inner_texts() == [second.stem]
+    assert page.get_by_role("button", name="Make film").is_enabled()
+
+
 def test_the_page_is_worked_by_keys_alone(open_page: OpenPage) -> None:
     page = open_page()
     page.keyboard.press("/")

@@ -9,11 +9,12 @@ const PICTURE = /\.(jpe?g|png|webp|bmp|tiff?|heic|avif|gif)$/i;
 const SOUND = /\.(wav|mp3|m4a|aac|flac|ogg|oga|opus|webm|mp4|mov|mkv|wma|amr|aiff?|caf)$/i;
 const BATCH = /\.(csv|jsonl|ndjson|tsv)$/i;
 const stem = (name) => name.replace(/\.[^.]+$/, "");
-let models = null, files = null;
+let models = null, files = null, sending = null;
 
 export function begin(dropped = []) {
   if (!may("submit")) { toast("Your key may look at films and not make them.", "bad"); return; }
-  if (!files) files = { portraits: [], sounds: [], batches: [] };
+  // What is being sent is complete: files that come meanwhile are films of their own.
+  if (!files || files === sending) files = { portraits: [], sounds: [], batches: [] };
   add(dropped);
   draw();
   open($("submit"), () => {
@@ -99,29 +100,35 @@ async function draw() {
 }
 
 async function send(settings, { go, status, problem }) {
+  const sent = sending = files;
   go.disabled = true;
   problem.hidden = true;
   try {
     const ids = new Map();
-    const all = [...files.portraits.map((p) => p.file), ...files.sounds.map((s) => s.file)];
+    const all = [...sent.portraits.map((p) => p.file), ...sent.sounds.map((s) => s.file)];
     for (const [index, file] of all.entries()) {
       const taken = await upload(file, (share) => { status.textContent = `Sending ${file.name} (${index + 1} of ${all.length}), ${Math.round(share * 100)} %`; });
       ids.set(file, taken.id);
     }
     status.textContent = "Checking";
-    const answers = files.batches.length ? await sendBatches(files.batches) : [await ask("/v1/batches", { method: "POST", json: {
-      name: files.sounds.length > 1 ? `${files.sounds.length} films` : stem(files.sounds[0].file.name),
-      rows: files.sounds.map((s) => ({ portrait: `upload:${ids.get(s.portrait.file)}`, audio: `upload:${ids.get(s.file)}`, name: stem(s.file.name), ...settings })),
+    const answers = sent.batches.length ? await sendBatches(sent.batches) : [await ask("/v1/batches", { method: "POST", json: {
+      name: sent.sounds.length > 1 ? `${sent.sounds.length} films` : stem(sent.sounds[0].file.name),
+      rows: sent.sounds.map((s) => ({ portrait: `upload:${ids.get(s.portrait.file)}`, audio: `upload:${ids.get(s.file)}`, name: stem(s.file.name), ...settings })),
     } })];
     const fresh = answers.reduce((n, a) => n + a.new, 0), known = answers.reduce((n, a) => n + a.known, 0);
     toast(fresh ? `${fresh} ${fresh === 1 ? "film is" : "films are"} on the way.` : `${known === 1 ? "This film was" : "These films were"} submitted before.`);
-    $("submit").close();
+    if (files === sent) $("submit").close();
+    else for (const portrait of sent.portraits) URL.revokeObjectURL(portrait.url);
     loadBatches().catch(() => {});
   } catch (error) {
+    const said = error.problems?.length ? error.problems.map((p) => `Row ${p.row}: ${p.sentence}`).join("\n") : error.message;
+    if (files !== sent) toast(said, "bad");
     status.textContent = "";
     problem.hidden = false;
-    problem.textContent = error.problems?.length ? error.problems.map((p) => `Row ${p.row}: ${p.sentence}`).join("\n") : error.message;
+    problem.textContent = said;
     go.disabled = false;
+  } finally {
+    if (sending === sent) sending = null;
   }
 }
 
