@@ -166,6 +166,13 @@ def run_script(asked: argparse.Namespace) -> None:
 # LiveAct.
 
 
+def name_encoder() -> None:
+    """imageio looks for an encoder by encoding pictures of lavfi's, which a small build of ffmpeg lacks."""
+    import importlib
+
+    importlib.import_module("imageio_ffmpeg._io").get_first_available_h264_encoder = lambda: "libx264"
+
+
 def run_liveact(asked: argparse.Namespace) -> None:
     import numpy as np
     import torch
@@ -187,6 +194,7 @@ def run_liveact(asked: argparse.Namespace) -> None:
     from src.audio_analysis.wav2vec2 import Wav2Vec2Model
     from transformers import Wav2Vec2FeatureExtractor
 
+    name_encoder()
     width, height = asked.width, asked.height
     bf16 = torch.bfloat16
     model = WanModel.from_pretrained(str(asked.weights), torch_dtype=bf16, low_cpu_mem_usage=True).to(dtype=bf16)

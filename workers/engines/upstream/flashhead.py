@@ -30,6 +30,7 @@ COLOURS = "flash_head.utils.utils"
 FACE_CROP = "flash_head.utils.facecrop"
 COLOUR_FUNCTIONS = ("rgb_to_lab_torch", "lab_to_rgb_torch")
 SHIFT = 5
+WAN_FILE = "VAE_Wan/Wan2.1_VAE.pth"
 LAYOUT = Layout(
     name=NAME,
     packages=("flash_head",),
@@ -82,6 +83,7 @@ KNOWN: Mapping[str, read.Setting] = {
     "profile": read.Flag(False),
     "npu_fusion_attention": read.Flag(True),
     "vae_2d_split": read.Flag(True),
+    "own_parts": read.Flag(True),
     "latent_carry": read.Only(
         False, "this checkout always takes the next chunk's motion from decoded pixels; latent_carry is a fork's"
     ),
@@ -105,6 +107,7 @@ class FlashHead:
         # Only lite's encoder draws where no generator is named.
         self.carries_global_random = self.variant == "lite"
         self._kernel = ""
+        self._own_parts = False
 
     # -- before loading ---------------------------------------------------------------------------------------------
 
@@ -134,15 +137,18 @@ class FlashHead:
         return (PIPELINE, vae)
 
     def choose_platform(self) -> Platform:
+        from workers.engines.upstream import own_parts
         from workers.engines.upstream.platforms import choose
 
         platform, self._kernel = choose(self._values)
+        self._own_parts = self._values["own_parts"] and own_parts.pay(platform)
         return platform
 
     # -- loading ----------------------------------------------------------------------------------------------------
 
     def build(self, platform: Platform) -> Any:
-        from workers.engines.upstream.platforms import do_not_wait, export, keep_constants
+        from workers.engines.upstream import own_parts
+        from workers.engines.upstream.platforms import compile_alike, do_not_wait, export, keep_constants
         from workers.engines.upstream.speech import give_hidden_states
 
         values = self._values
@@ -169,9 +175,14 @@ class FlashHead:
             do_not_wait(module)
         # torch.compile has no back end on an NPU, and a tiny model on the CPU is for checks.
         compiled = bool(values["compile"]) and platform.kind == "cuda"
-        module.COMPILE_MODEL = module.COMPILE_VAE = compiled
+        if compiled:
+            compile_alike()
+        own_vae = self._own_parts and self.variant == "pro"
+        module.COMPILE_MODEL, module.COMPILE_VAE = compiled, compiled and not own_vae
         module.USE_PARALLEL_VAE = False
-        return module.FlashHeadPipeline(
+        if self._own_parts:
+            module.match_and_blend_colors_torch = own_parts.match_colours
+        pipeline = module.FlashHeadPipeline(
             checkpoint_dir=str(self._folder),
             model_type=self.variant,
             wav2vec_dir=str(self._speech),
@@ -179,12 +190,16 @@ class FlashHead:
             param_dtype=platform.dtype,
             use_usp=False,
         )
+        if own_vae:
+            pipeline.vae = own_parts.WanPictures(self._folder / WAN_FILE, platform)
+        return pipeline
 
     @property
     def version(self) -> str:
         commit = self.checkout.commit[:7] or "unknown"
         shards = weights.fingerprint(self._shards)
-        return f"flashhead-{self.variant}-{commit}-{shards}-{self._kernel}"
+        own = "-own" if self._own_parts else ""
+        return f"flashhead-{self.variant}-{commit}-{shards}-{self._kernel}{own}"
 
     # -- films ------------------------------------------------------------------------------------------------------
 
@@ -262,7 +277,7 @@ def check_checkpoint(folder: Path, variant: str) -> list[Path]:
     """Every file that this variant reads.  Returns the transformer's shards.  Raises ConfigError naming one."""
     shards = weights.check_transformer(folder / ("Model_Lite" if variant == "lite" else "Model_Pro"), DIT_KEYS)
     if variant == "pro":
-        weights.check_torch_file(folder / "VAE_Wan" / "Wan2.1_VAE.pth")
+        weights.check_torch_file(folder / WAN_FILE)
         return shards
     vae = folder / "VAE_LTX"
     weights.read_json(vae / "config.json")

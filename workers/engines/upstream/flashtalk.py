@@ -115,7 +115,7 @@ class FlashTalk:
     def build(self, platform: Platform) -> Any:
         import torch
 
-        from workers.engines.upstream.platforms import do_not_wait, keep_constants
+        from workers.engines.upstream.platforms import compile_alike, do_not_wait, keep_constants
         from workers.engines.upstream.speech import give_hidden_states
 
         values = self._values
@@ -132,7 +132,10 @@ class FlashTalk:
             module.print = lambda *_, **__: None
         if not values["profile"] or platform.kind == "cpu":
             do_not_wait(module)
-        module.COMPILE_MODEL = module.COMPILE_VAE = bool(values["compile"]) and platform.kind == "cuda"
+        compiled = bool(values["compile"]) and platform.kind == "cuda"
+        if compiled:
+            compile_alike()
+        module.COMPILE_MODEL = module.COMPILE_VAE = compiled
         module.USE_PARALLEL_VAE = False
         config = import_from(self.checkout, CONFIG).multitalk_14B
         if platform.kind == "cpu":

@@ -215,6 +215,21 @@ def do_not_wait(module: Any) -> None:
     module.torch = Unhurried(torch, cuda=Unhurried(torch.cuda, synchronize=lambda *_: None))
 
 
+def compile_alike() -> None:
+    """Let torch.compile make the same kernels in every process, so that a film which goes on in another is the film.
+
+    By itself the compiler times some kernels on the device and takes the fastest, whose sums differ in the last bit; on
+    an H200 a process that read the compiled model from the disk rendered other frames than the one that compiled it.
+    And it makes a graph for any shape once it saw two, so that kernels would depend on what was rendered before.
+    """
+    import torch._dynamo
+    import torch._inductor.config
+
+    torch._dynamo.config.automatic_dynamic_shapes = False
+    if hasattr(torch._inductor.config, "deterministic"):  # torch 2.9
+        torch._inductor.config.deterministic = True
+
+
 class KeptConstants:
     """Stands for `torch` in functions of a checkout: what `tensor` makes of the same numbers is made once."""
 
