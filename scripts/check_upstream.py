@@ -3,13 +3,15 @@
 
     python scripts/check_upstream.py flashhead --repo PATH --python PATH
     python scripts/check_upstream.py liveact --repo PATH --python PATH
+    python scripts/check_upstream.py liveact --repo PATH --python PATH --world-size 2
 
 It proves that the checkout's entry points and signatures are those that the engine uses, that a film's frames are
 counted right, that one seed is one film, and that a film which goes on in a new process is the film.  It says nothing
 about pictures or speed.  PATH of --python is an interpreter that has what the checkout needs; the weights are made with
 it, then a real host is started with it.  Nothing is written into the checkout.  Of LiveAct the transformer and the
 speech encoder are the checkout's; its text encoder and picture tower have gigabytes at any size, so what they would say
-is put into the cache, and LightX2V's autoencoder, a package of its own, is stood in for.
+is put into the cache, and LightX2V's autoencoder, a package of its own, is stood in for.  With --world-size 2 it is the
+checkout's transformer for two cards, in two processes that meet over gloo; rank 1 is killed while it renders.
 """
 
 from __future__ import annotations
@@ -205,9 +207,9 @@ def make_liveact(repo: Path, folder: Path, size: str, making: Making) -> dict[st
     model.shards = weights.check_transformer(folder, liveact.CONFIG_KEYS)
     film = film_of(folder.parent, 1, 64, 0)
     cache = EncodingCache(model.cache)
-    content = digest(Path(film["portrait"]).read_bytes(), size, model.version)
+    content = digest(Path(film["portrait"]).read_bytes(), size, model.recipe)
     rows, seen = torch.randn(512, 4096).bfloat16(), torch.randn(1, 257, 1280).bfloat16()
-    cache.fetch("text", digest(film["prompt"], model.version), lambda: {"kept": rows})
+    cache.fetch("text", digest(film["prompt"], model.recipe), lambda: {"kept": rows})
     cache.fetch("pictures", content, lambda: {"kept": seen})
     if importlib.util.find_spec("lightx2v") is None:
         place = folder / "site/lightx2v/models/video_encoders/hf/wan"
@@ -258,7 +260,7 @@ def film_of(folder: Path, frames: int, size: int, seed: int, **settings: Any) ->
 class Hosted:
     """A host of the engine under the model's interpreter, and what it renders."""
 
-    def __init__(self, module: str, settings: dict[str, Any], python: str, log: Path) -> None:
+    def __init__(self, module: str, settings: dict[str, Any], python: str, log: Path, ranks: int = 1) -> None:
         from farm.devices import DeviceSet
         from workers.host.parent import Host, HostSpec
 
@@ -272,6 +274,7 @@ class Hosted:
                 environment={"PYTHONPATH": str(log.parent / "weights" / "site")},
                 load_timeout_seconds=1200.0,
                 stuck_floor_seconds=1200.0,
+                ranks=ranks,
             )
         )
         self.loaded = self.host.start()
@@ -281,9 +284,47 @@ class Hosted:
 
         return render_to_bytes(self.host, film, first, frames, carry)
 
+    def lose(self, film: dict[str, Any], first: int, frames: int, carry: bytes) -> str:
+        """Kill this host's last rank while it renders these frames.  Returns what the worker is told."""
+        import psutil
 
-def check(name: str, repo: Path, python: str, size: int) -> None:
+        from farm.errors import DeviceFault
+        from workers.host.frames import read_frames
+
+        last = psutil.Process(self.host.pid).children()[-1]
+        try:
+            read_frames(
+                self.host,
+                film,
+                first_frame=first,
+                frames=frames,
+                carry=carry,
+                take=lambda block: None,
+                on_progress=lambda progress: last.kill(),
+            )
+        except DeviceFault as error:
+            return str(error)
+        raise AssertionError("nobody missed a rank that was killed")
+
+
+def compare_films(one: bytes, other: bytes, frame_bytes: int) -> str:
+    """How far the films of one card and of two go together."""
+    import numpy as np
+
+    apart = [
+        int(np.abs(np.frombuffer(a, np.uint8).astype(int) - np.frombuffer(b, np.uint8)).max())
+        for a, b in (
+            (one[at : at + frame_bytes], other[at : at + frame_bytes]) for at in range(0, len(one), frame_bytes)
+        )
+    ]
+    blocks = {"blocks 0 and 1": apart[:53], "later blocks": apart[53:]}
+    return "; ".join(f"{name} at most {max(levels)} levels apart" for name, levels in blocks.items() if levels)
+
+
+def check(name: str, repo: Path, python: str, size: int, ranks: int = 1) -> None:
     """Raises AssertionError with what is wrong."""
+    from farm.errors import EngineError
+
     began = time.monotonic()
     model, _, variant = name.partition("-")
     with tempfile.TemporaryDirectory() as temporary:
@@ -314,7 +355,12 @@ def check(name: str, repo: Path, python: str, size: int) -> None:
         module = f"workers.engines.upstream.{model}"
         print(f"{name}: weights made after {time.monotonic() - began:.0f} s", flush=True)
         try:
-            hosted = Hosted(module, settings, python, log)
+            frames_alone = b""
+            if ranks > 1:
+                hosted = Hosted(module, settings, python, log)
+                frames_alone, carry_alone = hosted.render(film_of(folder, 3 * 32 + 5, size, 7), 0, 3 * 32 + 5, None)
+                hosted.host.kill()
+            hosted = Hosted(module, settings, python, log, ranks)
             said = hosted.loaded.description
             step = said["chunk_frames"]
             print(f"{name}: {said['version']}, Python {hosted.loaded.python}; {hosted.loaded.report['notes']}")
@@ -327,8 +373,17 @@ def check(name: str, repo: Path, python: str, size: int) -> None:
             assert other != whole[: step * bytes_each], "another seed is the same film"
             again, carry = hosted.render(film, 0, step, None)
             assert again == whole[: step * bytes_each], "the same film is another one when it is rendered again"
+            if ranks > 1:
+                print(f"{name}: beside one card's film: {compare_films(frames_alone, whole, bytes_each)}")
+                try:
+                    hosted.render(film, frames - 5, 5, carry_alone)
+                except EngineError as error:
+                    print(f"{name}: one card's carry is refused: {error}")
+                else:
+                    raise AssertionError("two cards went on with one card's film")
+                print(f"{name}: rank 1 killed: {hosted.lose(film, step, frames - step, carry)}")
             hosted.host.kill()
-            hosted = Hosted(module, settings, python, log)
+            hosted = Hosted(module, settings, python, log, ranks)
             rest, last = hosted.render(film, step, frames - step, carry)
             assert again + rest == whole, "a film that goes on in a new process is another film"
             assert last == end, "its last carry is another one"
@@ -350,6 +405,7 @@ def main() -> int:
     parser.add_argument("--repo", type=Path, required=True, help="the checkout")
     parser.add_argument("--python", default=sys.executable, help="the model's interpreter")
     parser.add_argument("--variant", action="append", choices=("pro", "lite"), help="pro or lite; both by default")
+    parser.add_argument("--world-size", type=int, default=1, help="2: LiveAct as two ranks that render together")
     parser.add_argument("--size", type=int, default=64, help="side of the frames in pixels, a multiple of 32")
     parser.add_argument("--make", choices=sorted(MAKERS), help=argparse.SUPPRESS)
     parser.add_argument("--into", type=Path, help=argparse.SUPPRESS)
@@ -360,6 +416,8 @@ def main() -> int:
     parser.add_argument("--kernel", default="auto", help=argparse.SUPPRESS)
     parser.add_argument("--layers", type=int, default=40, help=argparse.SUPPRESS)
     asked = parser.parse_args()
+    if asked.world_size > 1 and asked.model != "liveact":
+        parser.error("--world-size is LiveAct's")
     repo = asked.repo.resolve()
     if asked.make:
         make, variant = MAKERS[asked.make]
@@ -374,7 +432,7 @@ def main() -> int:
         variants = asked.variant or ("pro", "lite")
         names = [f"flashhead-{variant}" for variant in variants] if asked.model == "flashhead" else [asked.model]
         for name in names:
-            check(name, repo, asked.python, asked.size)
+            check(name, repo, asked.python, asked.size, asked.world_size)
     except (FarmError, AssertionError) as error:
         print(f"{asked.model}: {error}", file=sys.stderr)
         return 1

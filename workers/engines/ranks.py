@@ -94,6 +94,14 @@ class Ranks:
             dist.broadcast(x, 0)
         return x
 
+    def all_agree(self, here: bool) -> bool:
+        """Whether it is so on every rank."""
+        if self.is_alone:
+            return here
+        agreed = torch.tensor([int(here)])
+        dist.all_reduce(agreed, dist.ReduceOp.MIN, group=self._control)
+        return bool(agreed)
+
     def tell(self, make: Callable[[], Told]) -> Told:
         """What `make` returns on rank 0, where alone it runs: plain values, and tensors that arrive on the CPU.
 
@@ -146,9 +154,10 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
-def join_ranks(device: torch.device) -> Ranks:
+def join_ranks(device: torch.device, at_least_seconds: float = 0.0) -> Ranks:
     """The group that this process was started in, once every rank is there.
 
+    `at_least_seconds` is for an engine whose first chunks keep a rank waiting longer than COLLECTIVE_SECONDS.
     Raises DeviceFault when the group cannot be formed, for example because the port was taken meanwhile; a new start
     takes another one.
     """
@@ -156,6 +165,7 @@ def join_ranks(device: torch.device) -> Ranks:
     if size == 1:
         return ALONE
     rank, seconds = int(os.environ["RANK"]), float(os.environ.get("COLLECTIVE_SECONDS", COLLECTIVE_SECONDS))
+    seconds = max(seconds, at_least_seconds)
     try:
         store = dist.TCPStore(
             os.environ["MASTER_ADDR"],

@@ -12,6 +12,7 @@ import json
 import os
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,11 +23,13 @@ from workers.engines.upstream.checkout import Checkout, Layout, check_checkout, 
 
 if TYPE_CHECKING:
     from workers.engines.contract import Engine
+    from workers.engines.ranks import Ranks
     from workers.engines.upstream.platforms import Platform
 
 ENGINE_ID = "soulx-liveact-14b"
 NAME = "SoulX-LiveAct"
 TRANSFORMER = "model_liveact.model_memory"
+SPREAD_TRANSFORMER = "model_liveact.model_memory_sp"  # of two cards; see liveact_pair
 TEXT = "wan.modules.t5"
 PICTURES = "wan.modules.clip"
 SPEECH = "src.audio_analysis.wav2vec2"
@@ -51,6 +54,8 @@ LAYOUT = Layout(
     stand_ins={},
 )
 CONFIG_KEYS = ("dim", "num_heads", "num_layers", "in_dim", "out_dim", "ffn_dim")
+# OmniRT's names for how many cards render a film.
+CARDS = ("nproc_per_node", "num_processes", "sequence_parallel_degree", "ulysses_degree")
 FORK = "this checkout has it not; it is a fork's"
 KNOWN: Mapping[str, read.Setting] = {
     **read.LAUNCH,
@@ -86,33 +91,63 @@ KNOWN: Mapping[str, read.Setting] = {
     "disable_fast_export": read.Only(False, "the farm's own encoder writes the film"),
     "fast_export_preset": read.Only("veryfast", "the setting film.encoder_preset of the farm"),
     "fast_export_crf": read.Only(18, "the setting film.crf of the farm"),
-    "sequence_parallel_degree": read.Only(1, read.ONE_CARD),
-    "ulysses_degree": read.Only(1, read.ONE_CARD),
-    "ring_degree": read.Only(1, read.ONE_CARD),
+    **{name: read.Cards() for name in CARDS},
+    "ring_degree": read.Only(1, "the checkout's attention is cut by heads alone"),
 }
 JOB = {"audio_cfg": 1.0, "edit_prompt": ""}
 
 
 class LiveAct:
-    """The checkout's parts on one card."""
+    """The checkout's parts on one card, or on one of two that render a film together."""
 
     id = ENGINE_ID
 
     def __init__(self, values: Mapping[str, Any]) -> None:
         self.values = values
         self.kernel = ""
+        self.cards = int(os.environ.get("WORLD_SIZE", "1"))
         if values["fp8_gemm"] and values["fp4_gemm"]:
             raise ConfigError(f"{ENGINE_ID}: fp8_gemm and fp4_gemm exclude each other")
+        for name in CARDS:
+            if values[name] not in (0, self.cards):
+                raise ConfigError(
+                    f"{ENGINE_ID}: {name} is {values[name]}, and this worker's devices are {self.cards}; they decide:"
+                    ' write devices = "cuda:0" for one card or "cuda:0,1" for two, and leave the setting out'
+                )
+        if self.cards > 1:
+            self.refuse_for_a_group()
 
     # -- before loading ---------------------------------------------------------------------------------------------
 
+    def refuse_for_a_group(self) -> None:
+        """Raises ConfigError for what the checkout's two-card mode does wrongly."""
+        values = self.values
+        if values["fp8_kv_cache"]:
+            raise ConfigError(
+                f"{ENGINE_ID}: fp8_kv_cache needs a worker of one card: with two the checkout attends to the eight-bit"
+                " numbers without their scales; set it to false, the memory is halved between the cards"
+            )
+        if values["fp4_gemm"] and values["block_offload"]:
+            raise ConfigError(
+                f"{ENGINE_ID}: fp4_gemm with block_offload needs a worker of one card: with two the checkout does not"
+                " move four-bit weights"
+            )
+
     def check_checkout(self) -> Checkout:
         folder = read.folder_of(ENGINE_ID, self.values, "repo_path", "a checkout of Soul-AILab/SoulX-LiveAct")
-        return check_checkout(folder, LAYOUT)
+        layout = LAYOUT
+        if self.cards > 1:
+            layout = replace(LAYOUT, files=(*LAYOUT.files, f"{SPREAD_TRANSFORMER.replace('.', '/')}.py"))
+        return check_checkout(folder, layout)
 
     def check(self) -> tuple[str, ...]:
         self.checkout = self.check_checkout()
-        check_imports(self.checkout, (TRANSFORMER, TEXT, PICTURES, SPEECH))
+        if self.cards == 1:
+            check_imports(self.checkout, (TRANSFORMER, TEXT, PICTURES, SPEECH))
+        else:
+            from workers.engines.upstream.liveact_pair import needs_else, refuse_cards
+
+            check_imports(needs_else(self.checkout), (SPREAD_TRANSFORMER, TEXT, PICTURES, SPEECH))
         for name, how in (
             ("lightx2v", "clone ModelTC/LightX2V and run its setup_vae.py with this interpreter"),
             ("vllm", "install vllm==0.11.0, or leave fp8_gemm off"),
@@ -123,6 +158,8 @@ class LiveAct:
         self.folder = read.folder_of(ENGINE_ID, self.values, "ckpt_dir", "the folder LiveAct as it was fetched")
         self.speech = read.folder_of(ENGINE_ID, self.values, "wav2vec_dir", "the folder chinese-wav2vec2-base")
         self.shards = check_checkpoint(self.folder)
+        if self.cards > 1:
+            refuse_cards(int(weights.read_json(self.folder / "config.json")["num_heads"]), self.cards)
         weights.check_speech(self.speech)
         return self.checkout.notes
 
@@ -141,6 +178,12 @@ class LiveAct:
 
     @property
     def version(self) -> str:
+        """Of two cards another than of one: their memory is another, and so are their films."""
+        return self.recipe if self.cards == 1 else f"{self.recipe}-ranks{self.cards}"
+
+    @property
+    def recipe(self) -> str:
+        """Of checkout, weights and modes, which decide what a prompt or a portrait is encoded as."""
         said = self.values
         modes = [name for name in ("fp8_kv_cache", "fp8_gemm", "fp4_gemm", "mean_memory") if said[name]]
         commit = self.checkout.commit[:7] or "unknown"
@@ -148,7 +191,7 @@ class LiveAct:
 
     # -- loading ----------------------------------------------------------------------------------------------------
 
-    def build_transformer(self, platform: Platform) -> Any:
+    def build_transformer(self, platform: Platform, ranks: Ranks) -> Any:
         """The transformer with its weights on the device, not compiled."""
         import torch
 
@@ -156,7 +199,12 @@ class LiveAct:
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(self.cache / "compiled"))
         if platform.kind == "cpu":
             torch.cuda.current_device = lambda: 0  # a default argument of the text encoder asks for it
-        module = import_from(self.checkout, TRANSFORMER)
+        if ranks.is_alone:
+            module = import_from(self.checkout, TRANSFORMER)
+        else:
+            from workers.engines.upstream.liveact_pair import import_spread
+
+            module = import_spread(self.checkout, ranks, self.kernel)
         use_kernel(module, self.kernel)
         model = module.WanModel.from_pretrained(
             str(self.folder), torch_dtype=torch.bfloat16, low_cpu_mem_usage=True
@@ -174,7 +222,7 @@ class LiveAct:
             for where, child in model.named_children():
                 if where != "blocks":
                     child.to(platform.device)
-            model.enable_block_offload(onload_device=torch.device(platform.device, 0))
+            model.enable_block_offload(onload_device=torch.device(platform.device, ranks.rank))
         else:
             model.to(platform.device)
         return model

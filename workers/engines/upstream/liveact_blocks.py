@@ -18,6 +18,7 @@ import math
 import os
 import struct
 import time
+from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -31,17 +32,25 @@ from farm.errors import EngineError, InputError
 from workers.engines.contract import DRIVING_RATE, Description, FilmRequest, LoadReport
 from workers.engines.flashtalk.conditioners import EncodingCache, digest
 from workers.engines.flashtalk.faults import named_faults, require_finite
+from workers.engines.ranks import ALONE, join_ranks
 from workers.engines.upstream.chunked import film_key
 from workers.engines.upstream.liveact import JOB, LiveAct, read_job
+from workers.engines.upstream.liveact_pair import (
+    FIRST_LATENTS,
+    LATENTS,
+    MOST_CARDS,
+    WHOLE,
+    fit,
+    from_first,
+    part_of,
+)
+from workers.engines.upstream.platforms import own_index
 
 FPS = (20, 24, 25)
 STEP_FRAMES = 32
 FIRST_FRAMES = 21
 WINDOW_FRAMES = 53  # of sound and picture that one block is conditioned on
 HEARD_AHEAD = 2  # frames of sound behind a window that its last frames' features reach
-FIRST_LATENTS, LATENTS = 6, 8
-SLOTS = FIRST_LATENTS + LATENTS  # latent frames that the memory holds
-KEPT_SLOTS = 6  # of them before a block: two first frames, two of history, the last two
 SIGMAS = (1.0, 0.9375, 0.83333333, 0.0)
 OVERLAP_LATENTS = 3  # latents of the block before that precede a block in the decoder, and the frames they give
 OVERLAP_FRAMES = 9
@@ -52,6 +61,8 @@ MAGIC = b"LVA1"
 KEPT_CARRIES = 2  # files of one film
 DEFAULT_PROMPT = "A person is talking naturally with audio-driven facial motion."
 ADAPTER_VERSION = 1
+COMPILING_SECONDS = 300.0  # that one rank may wait for another in a collective while graphs are compiled
+HEARD_LAYERS, HEARD_TAPS, HEARD_WIDTH = 12, 5, 768
 
 
 def blocks_of(total_frames: int) -> int:
@@ -79,19 +90,27 @@ class Film:
 
 @dataclass
 class State:
-    """A film between two blocks."""
+    """A film between two blocks.  Frames are with the rank that decodes them."""
 
     denoised: int = 0  # blocks
     origin: int = 0  # the step that block 0 begins with: a segment that starts afresh is a film of its own
     generator: torch.Generator | None = None
     before: torch.Tensor | None = None  # latents of the last denoised block
     compressed: bool = False  # the memory was compressed already for the next block
-    waiting: Future[np.ndarray] | None = None  # the last denoised block's frames
+    waiting: deque[Future[np.ndarray]] = field(default_factory=deque)  # blocks that are being decoded, in order
     frames: list[np.ndarray] = field(default_factory=list)  # decoded and not yet handed out
+
+    def take_decoded(self, wanted: float = math.inf) -> None:
+        """Wait for blocks until there are so many frames, or for all.  Raises what decoding raised."""
+        while self.waiting and sum(map(len, self.frames)) < wanted:
+            self.frames.append(self.waiting.popleft().result())
 
 
 class LiveActEngine:
-    """LiveAct on one card."""
+    """LiveAct on one card, or this process's share of it where two render a film together.
+
+    Rank 0 hears, reads pictures, runs the encoders, decodes and answers; both denoise.
+    """
 
     def __init__(self, model: LiveAct) -> None:
         self._model = model
@@ -101,6 +120,7 @@ class LiveActEngine:
         self._left: tuple[str, State] | None = None  # digest of a carry, and the state that it names
         self._memory: dict[str, Any] = {}
         self._size = (0, 0)
+        self.ranks, self._part = ALONE, WHOLE
         self._decoder = ThreadPoolExecutor(1, "decoder")
 
     def load(self) -> LoadReport:
@@ -112,15 +132,22 @@ class LiveActEngine:
         model = self._model
         self.platform = model.choose_platform()
         notes = model.check()
-        self.platform.begin()
+        self.platform.begin(MOST_CARDS)
+        compiled = model.values["compile"] and self.platform.kind == "cuda"
         with named_faults():
-            self.plain = model.build_transformer(self.platform)
-            self.vae = model.build_vae(self.platform)
-            self.encoder, self.extractor = model.build_speech(self.platform)
-            compiled = model.values["compile"] and self.platform.kind == "cuda"
+            place = torch.device(self.platform.device, own_index())
+            # Each rank compiles its own graphs, and not all are done at once.
+            self.ranks = join_ranks(place, COMPILING_SECONDS if compiled else 0)
+            self._part = part_of(self.ranks)
+            self.plain = model.build_transformer(self.platform, self.ranks)
+            if self.ranks.is_first:
+                self.vae = model.build_vae(self.platform)
+                self.encoder, self.extractor = model.build_speech(self.platform)
             self.transformer = torch.compile(self.plain) if compiled else self.plain
             if self.platform.kind == "cuda":
                 self._stream = torch.cuda.Stream()
+        if not self.ranks.is_alone:
+            notes += (f"one of {self.ranks.size} ranks, memory of each",)
         return LoadReport(time.monotonic() - started, self.platform.memory_bytes(), notes)
 
     def describe(self) -> Description:
@@ -133,7 +160,7 @@ class LiveActEngine:
             lookahead_samples=LOOKAHEAD_SAMPLES,
             pixel_format="rgb24",
             carry_limit_bytes=CARRY_LIMIT_BYTES,
-            device=self.platform.name(),
+            device=self.platform.name() if self.ranks.is_alone else f"{self.ranks.size} x {self.platform.name()}",
             limits={"fps": list(FPS), "side_step": 16},
         )
 
@@ -171,28 +198,36 @@ class LiveActEngine:
         return State(origin=origin, generator=torch.Generator(device=self.platform.device).manual_seed(seed))
 
     def _prepare(self, film: FilmRequest, job: dict[str, Any]) -> Film:
-        """Text, picture and condition from their caches, or made and kept."""
+        """Text, picture and condition from their caches, or made and kept; rank 0 does it and tells."""
+        said, tensors = self.ranks.tell(lambda: self._encode(film, job))
+        held, device = self._film, self.platform.device
+        if tensors:
+            prompts = {prompt: tensors[f"prompt {n}"].to(device) for n, prompt in enumerate(said["prompts"])}
+            seen, condition = tensors["seen"].to(device), tensors["condition"].to(device)
+            held = self._film = Film(said["key"], film, job, prompts, seen, condition)
+        if held is None or held.key != said["key"]:
+            raise EngineError("this rank does not hold the film that rank 0 holds")
+        held.request = film
+        return held
+
+    def _encode(self, film: FilmRequest, job: dict[str, Any]) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+        """The film's key, and what its encoders say unless it is the film that is held already."""
         key = film_key(film, {**JOB, **job})
         if self._film is not None and self._film.key == key:
-            self._film.request = film
-            return self._film
+            return {"key": key}, {}
         platform, model = self.platform, self._model
-        content = digest(film.portrait.read_bytes(), f"{film.width}x{film.height}", model.version)
+        content = digest(film.portrait.read_bytes(), f"{film.width}x{film.height}", model.recipe)
         picture = self._read_picture(film)
-        prompts = {film.prompt or DEFAULT_PROMPT, *(prompt for _, _, prompt in job["edits"])}
-        rows = {
-            prompt: self._fetch(
-                "text", digest(prompt, model.version), lambda prompt=prompt: model.encode_prompt(prompt, platform)
+        prompts = sorted({film.prompt or DEFAULT_PROMPT, *(prompt for _, _, prompt in job["edits"])})
+        tensors = {
+            f"prompt {n}": self._fetch(
+                "text", digest(prompt, model.recipe), lambda prompt=prompt: model.encode_prompt(prompt, platform)
             )
-            for prompt in sorted(prompts)
+            for n, prompt in enumerate(prompts)
         }
-        seen = self._fetch("pictures", content, lambda: model.see(picture, platform))
-        condition = self._fetch("conditions", content, lambda: self._condition(picture))
-        device = platform.device
-        self._film = Film(
-            key, film, job, {p: r.to(device) for p, r in rows.items()}, seen.to(device), condition.to(device)
-        )
-        return self._film
+        tensors["seen"] = self._fetch("pictures", content, lambda: model.see(picture, platform))
+        tensors["condition"] = self._fetch("conditions", content, lambda: self._condition(picture))
+        return {"key": key, "prompts": prompts}, tensors
 
     def _fetch(self, kind: str, key: str, make: Any) -> torch.Tensor:
         if self._model.values["disable_condition_cache"] and kind != "text":
@@ -226,14 +261,14 @@ class LiveActEngine:
         return torch.cat([mask, latents], dim=1)
 
     def _make_memory(self, width: int, height: int, with_silence: bool) -> None:
-        """Keys and values of 14 latent frames for each noise level and layer; a second set to render without sound."""
+        """Keys and values of latent frames for each noise level and layer; a second set to render without sound."""
         values, config = self._model.values, self.plain.config
         frame = (width // 16) * (height // 16)
         sets = ("heard", "silent") if with_silence else ("heard",)
         if self._size == (width, height) and set(sets) <= set(self._memory):
             return
         self._memory, self._left = {}, None
-        shape = (1, frame * SLOTS, config.num_heads, config.dim // config.num_heads)
+        shape = (1, frame * self._part.slots, config.num_heads, config.dim // config.num_heads)
         device = "cpu" if values["offload_cache"] else self.platform.device
         kind = torch.float8_e4m3fn if values["fp8_kv_cache"] else torch.bfloat16
 
@@ -249,6 +284,8 @@ class LiveActEngine:
             layers = range(config.num_layers)
             self._memory[name] = [{layer: one() for layer in layers} for _ in SIGMAS[:-1]]
         self._size, self._frame_tokens = (width, height), frame
+        if not self.ranks.is_alone:
+            fit(self.plain, frame)
 
     # -- blocks -----------------------------------------------------------------------------------------------------
 
@@ -262,9 +299,10 @@ class LiveActEngine:
         device = self.platform.device
 
         def noise() -> torch.Tensor:
-            return torch.randn(shape, dtype=torch.bfloat16, device=device, generator=state.generator)
+            drawn = torch.randn(shape, dtype=torch.bfloat16, device=device, generator=state.generator)
+            return from_first(self.ranks, drawn)
 
-        heard = self._hear(request, STEP_FRAMES * (state.origin + max(0, block - 1)))
+        heard = self._hear_together(request, STEP_FRAMES * (state.origin + max(0, block - 1)))
         said: dict[str, Any] = {
             "context": [film.prompt_of(block)],
             "clip_fea": film.seen,
@@ -298,6 +336,19 @@ class LiveActEngine:
         state.compressed = False
         state.denoised += 1
         return latents
+
+    def _hear_together(self, request: FilmRequest, begin: int) -> torch.Tensor:
+        """What rank 0 hears, on every rank."""
+        heard: list[torch.Tensor] = []
+
+        def hear() -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+            heard.append(self._hear(request, begin))
+            return {}, {}
+
+        self.ranks.tell(hear)  # what it raises, all raise; the features themselves stay on the device
+        shape = (1, WINDOW_FRAMES, HEARD_TAPS, HEARD_LAYERS, HEARD_WIDTH)
+        mine = heard[0] if heard else torch.empty(shape, dtype=self.platform.dtype, device=self.platform.device)
+        return from_first(self.ranks, mine)
 
     def _hear(self, request: FilmRequest, begin: int) -> torch.Tensor:
         """Features [1, 53, 5, 12, 768] of the sound of the window that begins with frame `begin`."""
@@ -358,14 +409,11 @@ class LiveActEngine:
         return levels.round().to(torch.uint8).contiguous().cpu().numpy()
 
     def advance(self, film: Film, state: State, decodes: bool = True) -> None:
-        """Denoise one more block and begin to decode it."""
+        """Denoise one more block and begin to decode it, which nobody waits for here: all ranks come to the end."""
         before = state.before
         latents = self.denoise(film, state)
-        if state.waiting is not None:
-            state.frames.append(state.waiting.result())
-            state.waiting = None
-        if decodes:
-            state.waiting = self.decode(latents, before, state.denoised - 1)
+        if decodes and self.ranks.is_first:
+            state.waiting.append(self.decode(latents, before, state.denoised - 1))
         state.before = latents
 
     # -- the carry --------------------------------------------------------------------------------------------------
@@ -410,11 +458,14 @@ class LiveActEngine:
             raise EngineError("the carry belongs to another film or to other settings")
         if step != session.step_number:
             raise EngineError(f"the carry goes on at step {step}, asked for was step {session.step_number}")
-        if self._left is not None and self._left[0] == hashlib.sha256(carry).hexdigest():
-            return self._left[1]
+        left = self._left
+        if self.ranks.all_agree(left is not None and left[0] == hashlib.sha256(carry).hexdigest()):
+            assert left is not None
+            return left[1]
         if file:
-            state = self._restore(Path(file), origin)
-            if state is not None:
+            state = self._restore(self._own_file(Path(file)), origin)
+            if self.ranks.all_agree(state is not None):
+                assert state is not None
                 return state
         return self._replay(session, origin)
 
@@ -431,18 +482,20 @@ class LiveActEngine:
         named = self._model.values["carry_folder"]
         return (Path(named).expanduser() if named else self._model.cache / "carries") / film.key
 
+    def _own_file(self, file: Path) -> Path:
+        """Where this rank's part of a state is; rank 0's is the one that the carry names."""
+        return file if self.ranks.is_first else file.with_name(f"{file.stem}.rank{self.ranks.rank}{file.suffix}")
+
     def _save(self, session: LiveActSession) -> Path:
-        """The memory and the frames that wait, as a file of this machine."""
+        """The memory and the frames that wait, as a file of this machine.  Returns rank 0's, which the carry names."""
         state, film = session.state, session.film
-        if state.waiting is not None:
-            state.frames.append(state.waiting.result())
-            state.waiting = None
-        slots = SLOTS
+        state.take_decoded()
+        slots = self._part.slots
         if state.denoised == 1:
-            slots = FIRST_LATENTS
+            slots = self._part.first
         elif not any(self._model.values[name] for name in ("fp8_kv_cache", "offload_cache", "block_offload")):
             self._compress(state)
-            slots = KEPT_SLOTS
+            slots = self._part.kept
         tokens = slots * self._frame_tokens
         memory = {
             f"{name}.{level}.{layer}.{part}": held[part][:, :tokens].contiguous().cpu()
@@ -464,13 +517,15 @@ class LiveActEngine:
         }
         folder = self._folder(film)
         folder.mkdir(parents=True, exist_ok=True)
-        final = folder / f"step-{session.step_number:06d}.pt"
+        named = folder / f"step-{session.step_number:06d}.pt"
+        final = self._own_file(named)
         staging = final.with_name(f"{final.name}.{os.getpid()}")
         torch.save(said, staging)
         staging.replace(final)
-        for old in sorted(folder.glob("step-*.pt"))[:-KEPT_CARRIES]:
+        ours = self._own_file(Path("step-??????.pt")).name
+        for old in sorted(folder.glob(ours))[:-KEPT_CARRIES]:
             old.unlink(missing_ok=True)
-        return final
+        return named
 
     def _restore(self, path: Path, origin: int) -> State | None:
         """None when the file is gone, of another machine or broken: then the film is denoised again."""
@@ -494,17 +549,14 @@ class LiveActEngine:
         """What the transformer does to its memory as the next block begins, done now: less than half is left."""
         if state.compressed or state.denoised < 2:
             return
-        n, mean = self._frame_tokens, self._model.values["mean_memory"]
+        mean = self._model.values["mean_memory"]
         for levels in self._memory.values():
             for layers in levels:
                 for layer, held in layers.items():
                     attention = self.plain.blocks[layer].self_attn
                     for part in ("k", "v"):
                         squeeze = attention.kv_mean if mean else getattr(attention, f"{part}_compress")
-                        memory = held[part]
-                        memory[:, 2 * n : 3 * n] = squeeze(memory[:, 2 * n : 7 * n])
-                        memory[:, 3 * n : 4 * n] = squeeze(memory[:, 7 * n : 12 * n])
-                        memory[:, 4 * n : 6 * n] = memory[:, 12 * n : 14 * n].clone()
+                        self._part.make_room(held[part], squeeze, self._frame_tokens)
         state.compressed = True
 
 
@@ -524,15 +576,15 @@ class LiveActSession:
 
     def drop_given(self, state: State) -> None:
         """Keep of the decoded blocks only the frames that no step has handed out yet."""
-        if state.waiting is not None:
-            state.frames.append(state.waiting.result())
-            state.waiting = None
+        state.take_decoded()
+        if not state.frames:  # another rank decodes
+            return
         behind = FIRST_FRAMES + STEP_FRAMES * (state.denoised - 1 - (self.step_number - state.origin))
         kept = np.concatenate(state.frames)
         state.frames = [kept[len(kept) - behind :]]
 
     def step(self) -> np.ndarray:
-        """The next 32 frames, uint8 [n, H, W, 3]; fewer at the film's end."""
+        """The next 32 frames, uint8 [n, H, W, 3]; fewer at the film's end, and none on a rank that does not decode."""
         first = self.step_number * STEP_FRAMES
         count = min(STEP_FRAMES, self._total - first)
         if count <= 0:
@@ -543,9 +595,10 @@ class LiveActSession:
             engine.forget()
             while state.denoised < self.blocks_ahead(self.step_number, state.origin):
                 engine.advance(self.film, state)
-            if state.waiting is not None and sum(map(len, state.frames)) < count:
-                state.frames.append(state.waiting.result())
-                state.waiting = None
+            state.take_decoded(count)
+        if not state.frames:
+            self.step_number += 1
+            return np.empty((0, self.film.request.height, self.film.request.width, 3), np.uint8)
         ready = np.concatenate(state.frames)
         state.frames = [ready[count:]]
         self.step_number += 1

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from farm.errors import ConfigError
+from workers.engines.ranks import local_rank
 
 CUDA_KERNELS = {"fa3": "flash_attn_interface", "fa2": "flash_attn", "sage": "sageattention"}
 KERNELS = ("auto", "npu", *CUDA_KERNELS, "cudnn", "sdpa")
@@ -37,14 +38,15 @@ class Platform:
             return {}
         return {"PLATFORM": "ascend_npu", "GPU_NUM": "1"}
 
-    def begin(self) -> None:
+    def begin(self, most_cards: int = 1) -> None:
         """Make the device answer to what upstream's code calls.  Raises ConfigError."""
         os.environ.update(self.environment())
-        if os.environ.get("WORLD_SIZE", "1") != "1":
+        if world_size() > most_cards:
             raise ConfigError("this engine renders on one card: give its worker one device, and each card a worker")
-        # Left over from a launcher these would make the code believe in a group of processes.
-        for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
-            os.environ.pop(name, None)
+        if world_size() == 1:
+            # Left over from a launcher these would make the code believe in a group of processes.
+            for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+                os.environ.pop(name, None)
         if self.kind == "npu":
             try:
                 import torch_npu  # noqa: F401
@@ -54,9 +56,9 @@ class Platform:
                     f"torch-npu cannot be imported ({error}): install it beside torch {torch.__version__} and set"
                     " env_script to CANN's set_env.sh in workers.toml"
                 ) from None
-            torch.npu.set_device(0)  # type: ignore[attr-defined]
+            torch.npu.set_device(own_index())  # type: ignore[attr-defined]
         elif self.kind == "cuda":
-            torch.cuda.set_device(0)
+            torch.cuda.set_device(own_index())
 
     def wait(self) -> None:
         """Until the device has done what it was given."""
@@ -71,7 +73,7 @@ class Platform:
         return int(torch.cuda.memory_allocated())
 
     def name(self) -> str:
-        return self.kind if self.kind == "cpu" else str(torch.cuda.get_device_name(0))
+        return self.kind if self.kind == "cpu" else str(torch.cuda.get_device_name())
 
     def random_state(self) -> bytes:
         """The state of the generator that nothing names: what upstream draws from where it gives no generator."""
@@ -86,9 +88,21 @@ class Platform:
             torch.cuda.set_rng_state(held)
 
 
+def world_size() -> int:
+    """Processes that render one film with this one, itself included."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def own_index() -> int:
+    """Which of the visible devices is this process's."""
+    return local_rank() if world_size() > 1 else 0
+
+
 def choose(values: Mapping[str, Any]) -> tuple[Platform, str]:
     """The device and the attention kernel that an engine's settings ask for.  Raises ConfigError."""
     platform = choose_platform(values["device"])
+    if platform.kind == "cuda":
+        torch.cuda.set_device(own_index())  # before a kernel is tried, which would take up room on the first card
     wanted = values["kernel"]
     if wanted == "auto" and platform.kind == "npu" and not values.get("npu_fusion_attention", True):
         wanted = "sdpa"

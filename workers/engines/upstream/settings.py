@@ -83,7 +83,23 @@ class Only:
         return self.value
 
 
-Setting = Text | Flag | Choice | Number | Only
+@dataclass(frozen=True)
+class Cards:
+    """A number of processes or cards that OmniRT starts.  0 where it is not said: the worker's devices decide."""
+
+    default: int = 0
+
+    def read(self, name: str, value: Any) -> int:
+        try:
+            number = int(str(value))
+        except ValueError:
+            number = 0
+        if number < 1:
+            raise ValueError(f"{name} must be a whole number of cards, not {value!r}")
+        return number
+
+
+Setting = Text | Flag | Choice | Number | Only | Cards
 
 # Where OmniRT's deployment settings stand on a farm.  The engine never sees them from a worker that was set up rightly.
 _LAUNCH: Mapping[str, Setting] = {
