@@ -31,6 +31,7 @@ FACE_CROP = "flash_head.utils.facecrop"
 COLOUR_FUNCTIONS = ("rgb_to_lab_torch", "lab_to_rgb_torch")
 SHIFT = 5
 WAN_FILE = "VAE_Wan/Wan2.1_VAE.pth"
+WHOLE_FROM_BYTES = 30e9  # memory of a card whose decodes need not go in parts
 LAYOUT = Layout(
     name=NAME,
     packages=("flash_head",),
@@ -191,7 +192,7 @@ class FlashHead:
             use_usp=False,
         )
         if own_vae:
-            pipeline.vae = own_parts.WanPictures(self._folder / WAN_FILE, platform)
+            pipeline.vae = own_parts.WanPictures(self._folder / WAN_FILE, platform, whole_from_bytes=WHOLE_FROM_BYTES)
         return pipeline
 
     @property

@@ -35,6 +35,7 @@ PICTURES = "wan.modules.clip"
 SPEECH = "src.audio_analysis.wav2vec2"
 VAE = "lightx2v.models.video_encoders.hf.wan.vae"
 VAE_FILE = "Wan2.1_VAE.pth"
+WHOLE_FROM_BYTES = 120e9  # memory of a card whose decodes need not go in parts
 TEXT_FILE = "models_t5_umt5-xxl-enc-bf16.pth"
 TEXT_TOKENIZER = "google/umt5-xxl"
 IMAGE_FILE = "models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth"
@@ -62,6 +63,7 @@ KNOWN: Mapping[str, read.Setting] = {
     **read.PLACES,
     "kernel": read.Choice("auto", ("auto", "fa3", "cudnn", "fa2", "sage", "sdpa", "npu")),
     "compile": read.Flag(True),
+    "own_parts": read.Flag(True),
     "t5_cpu": read.Flag(False),
     "offload_cache": read.Flag(False),
     "fp8_kv_cache": read.Flag(False),
@@ -105,6 +107,7 @@ class LiveAct:
     def __init__(self, values: Mapping[str, Any]) -> None:
         self.values = values
         self.kernel = ""
+        self._own_parts = False
         self.cards = int(os.environ.get("WORLD_SIZE", "1"))
         if values["fp8_gemm"] and values["fp4_gemm"]:
             raise ConfigError(f"{ENGINE_ID}: fp8_gemm and fp4_gemm exclude each other")
@@ -152,7 +155,7 @@ class LiveAct:
             ("lightx2v", "clone ModelTC/LightX2V and run its setup_vae.py with this interpreter"),
             ("vllm", "install vllm==0.11.0, or leave fp8_gemm off"),
         ):
-            wanted = name == "lightx2v" or self.values["fp8_gemm"]
+            wanted = not self._own_parts if name == "lightx2v" else self.values["fp8_gemm"]
             if wanted and importlib.util.find_spec(name) is None:
                 raise ConfigError(f"{NAME} needs {name}, which {sys.executable} cannot import: {how}")
         self.folder = read.folder_of(ENGINE_ID, self.values, "ckpt_dir", "the folder LiveAct as it was fetched")
@@ -164,9 +167,11 @@ class LiveAct:
         return self.checkout.notes
 
     def choose_platform(self) -> Platform:
+        from workers.engines.upstream import own_parts
         from workers.engines.upstream.platforms import choose
 
         platform, self.kernel = choose(self.values)
+        self._own_parts = self.values["own_parts"] and own_parts.pay(platform)
         if platform.kind != "cuda" and (self.values["block_offload"] or self.values["fp8_gemm"]):
             raise ConfigError(f"{ENGINE_ID}: block_offload and fp8_gemm need a CUDA device")
         return platform
@@ -179,7 +184,8 @@ class LiveAct:
     @property
     def version(self) -> str:
         """Of two cards another than of one: their memory is another, and so are their films."""
-        return self.recipe if self.cards == 1 else f"{self.recipe}-ranks{self.cards}"
+        ranks = [f"ranks{self.cards}"] if self.cards > 1 else []
+        return "-".join([self.recipe, self.autoencoder, *ranks])
 
     @property
     def recipe(self) -> str:
@@ -188,6 +194,11 @@ class LiveAct:
         modes = [name for name in ("fp8_kv_cache", "fp8_gemm", "fp4_gemm", "mean_memory") if said[name]]
         commit = self.checkout.commit[:7] or "unknown"
         return "-".join(["liveact", commit, weights.fingerprint(self.shards), self.kernel, *modes])
+
+    @property
+    def autoencoder(self) -> str:
+        """Whose it is: in the last bits each has latents of its own."""
+        return "own" if self._own_parts else "lightx2v"
 
     # -- loading ----------------------------------------------------------------------------------------------------
 
@@ -231,6 +242,10 @@ class LiveAct:
         """`encode` [1, 3, T, H, W] to latents [16, t, h, w], and `decode` back, in [-1, 1]."""
         from workers.engines.upstream.checkout import importing
 
+        if self._own_parts:
+            from workers.engines.upstream.own_parts import WanPictures
+
+            return WanPictures(self.folder / VAE_FILE, platform, whole_from_bytes=WHOLE_FROM_BYTES)
         with importing(self.checkout):
             module = importlib.import_module(VAE)
         return module.WanVAE(

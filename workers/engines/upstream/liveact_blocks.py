@@ -226,7 +226,8 @@ class LiveActEngine:
             for n, prompt in enumerate(prompts)
         }
         tensors["seen"] = self._fetch("pictures", content, lambda: model.see(picture, platform))
-        tensors["condition"] = self._fetch("conditions", content, lambda: self._condition(picture))
+        latents = digest(content, model.autoencoder)
+        tensors["condition"] = self._fetch("conditions", latents, lambda: self._condition(picture))
         return {"key": key, "prompts": prompts}, tensors
 
     def _fetch(self, kind: str, key: str, make: Any) -> torch.Tensor:

@@ -19,8 +19,7 @@ from workers.engines.flashtalk.vae import Vae
 from workers.engines.upstream.platforms import Platform
 
 TORCH_NEEDED = (2, 8)  # torch.mm gives float32 of half precision from here on
-WHOLE_NEEDS_BYTES = 30e9  # a card of less decodes a few latents at a time; a whole chunk of 512x512 took 15 GB
-PART = 2
+PART = 2  # latents that are decoded at once where a whole chunk would take too much, which is 15 GB at 512x512
 WAN = VaeConfig()
 
 
@@ -33,13 +32,13 @@ def pay(platform: Platform) -> bool:
 class WanPictures:
     """Stands for the checkout's WanVAE: pictures [1, 3, T, H, W] in [-1, 1], latents [16, 1 + T // 4, H / 8, W / 8]."""
 
-    def __init__(self, file: Path, platform: Platform, config: VaeConfig = WAN) -> None:
-        """Raises ConfigError for a file that lacks a tensor."""
+    def __init__(self, file: Path, platform: Platform, config: VaeConfig = WAN, *, whole_from_bytes: float = 0) -> None:
+        """Cards with less memory than `whole_from_bytes` decode in parts.  Raises ConfigError for a missing tensor."""
         device = torch.device(platform.device)
         source = FileSource(file, vae_tensors(config), device)
         self._vae = Vae(config, source, device, platform.dtype, upstream_rounding=True)
-        lean = platform.kind == "cuda" and torch.cuda.get_device_properties(0).total_memory < WHOLE_NEEDS_BYTES
-        self._part = PART if lean else 0
+        on_card = platform.kind == "cuda"
+        self._part = PART if on_card and torch.cuda.get_device_properties(0).total_memory < whole_from_bytes else 0
 
     def encode(self, frames: torch.Tensor) -> torch.Tensor:
         return self._vae.encode(frames[0], self._part)
