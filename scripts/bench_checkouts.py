@@ -3,12 +3,16 @@
 
     python scripts/bench_checkouts.py --model flashhead-pro --model flashhead-lite --repo PATH --make-random
     python scripts/bench_checkouts.py --model liveact --repo PATH --lightx2v PATH --make-random
+    python scripts/bench_checkouts.py --model liveact --cards 0,1 --repo PATH --lightx2v PATH --make-random
 
 For each model: the engine is loaded through a real host, renders two films warm, is killed in the middle of a third,
 starts anew, goes on from the last carry, and what it renders is compared with the undisturbed film.  Then upstream's
 own loop renders the same clip in one warm process, its export included, and at last ten-second films are made both
 ways: warm by the host, and cold by starting upstream's script for each.  FlashHead's models are loaded and compiled at
 the same time, since that is most of the work; whatever is timed has the card to itself.
+
+With --cards LiveAct's film is rendered by one card, then by both as a group, whose rank 1 is killed in the middle of
+one.  Upstream's loop is left out then: its two-card mode needs a kernel that gives noise on Hopper cards.
 
 Every part has a limit, none stops another, and what was measured is written after each of them.  Nothing is written
 into a checkout.  Modules that a checkout imports and one card does not need are stood in for where they are not
@@ -46,6 +50,7 @@ sys.dont_write_bytecode = True
 
 import numpy as np  # noqa: E402
 
+from farm.cards import list_cards  # noqa: E402
 from farm.devices import DeviceSet  # noqa: E402
 from workers.host.frames import read_frames, render_to_bytes  # noqa: E402
 from workers.host.parent import Host, HostSpec, Progress  # noqa: E402
@@ -287,10 +292,10 @@ def size_of(asked: argparse.Namespace, model: str) -> tuple[int, int]:
 class Warm:
     """A host and the thread that it was started from, which must outlive it."""
 
-    def __init__(self, bench: Bench, model: str, weights: dict[str, str]) -> None:
+    def __init__(self, bench: Bench, model: str, weights: dict[str, str], cards: tuple[str, ...] = ()) -> None:
         asked = bench.asked
         kind, _, variant = model.partition("-")
-        self.bench, self.model = bench, model
+        self.bench, self.model, self.cards = bench, model, cards or (asked.card,)
         self.width, self.height = size_of(asked, model)
         settings: dict[str, Any] = {**weights, "repo_path": str(repo_of(asked, model)), "kernel": asked.kernel}
         settings |= {"device": "cpu" if asked.tiny else "cuda", "compile": asked.compile_liveact or kind != "liveact"}
@@ -299,17 +304,22 @@ class Warm:
         # Upstream's wishes are the model's defaults at any size, so that both sides compute the same.
         self.film_settings: dict[str, Any] = {}
         environment = bench.environment(False)
+        ranks = len(self.cards)
+        # Rank 0 may still look for a kernel while rank 1 waits for it; NVLink's multicast is not everywhere.
+        group = {"COLLECTIVE_SECONDS": "120", "NCCL_NVLS_ENABLE": "0", "TORCH_NCCL_ASYNC_ERROR_HANDLING": "1"}
         self.host = Host(
             HostSpec(
                 engine_module=f"workers.engines.upstream.{kind}",
                 engine_settings=settings,
-                devices=DeviceSet("cpu") if asked.tiny else DeviceSet("cuda", (asked.card,)),
-                log_file=bench.work / f"host-{model}.log",
+                devices=DeviceSet("cpu") if asked.tiny else DeviceSet("cuda", self.cards),
+                log_file=bench.work / f"host-{model}-{ranks}.log",
                 python=asked.python,
                 environment={
                     "PYTHONPATH": environment["PYTHONPATH"],
                     "TORCHINDUCTOR_CACHE_DIR": str(bench.work / f"compiled-{model}"),
+                    **(group if ranks > 1 else {}),
                 },
+                ranks=ranks,
                 load_timeout_seconds=max(60.0, bench.left()),
                 stuck_floor_seconds=120.0,
             )
@@ -320,7 +330,7 @@ class Warm:
 
     def start_with_own_lock(self) -> Future[dict[str, Any]]:
         """Begin to load.  The card is taken by a lock of this host's own, so that two can be compiled at once."""
-        os.environ["FARM_CARD_LOCKS"] = str(self.bench.work / f"locks-{self.model}")
+        os.environ["FARM_CARD_LOCKS"] = str(self.bench.work / f"locks-{self.model}-{len(self.cards)}")
         starting = self._thread.submit(self._start)
         while self.host.pid is None and not starting.done() and self.bench.left() > 0:
             time.sleep(0.05)  # until it has the lock; the variable is the process's
@@ -392,7 +402,9 @@ class Warm:
         head, self.carry = render_to_bytes(self.host, self.film(8, self.frames), 0, self.cut)
         self.whole, self.end = hashlib.sha256(whole[self.cut * self.size :]).hexdigest(), end
         pid, killed = self.host.pid, []
-        peak = memory_of(pid)
+        peak, held = memory_of(pid), memory_of_cards(self.cards)
+        if len(self.cards) > 1:
+            pid = last_child(pid)
 
         def kill(progress: Progress) -> None:
             if not killed and pid is not None:
@@ -413,10 +425,33 @@ class Warm:
         return {
             **first,
             "peak_gb": peak,
+            "cards_gb": held,
             "again_equal": head == whole[: self.cut * self.size],
             "carry_bytes": len(self.carry),
             "killed_at_frame": self.cut + killed[0],
         }
+
+    def film_and_head(self) -> dict[str, Any]:
+        """A film, and the beginning of another for the group to be compared with."""
+        self.head, _ = self.render_head()  # first, so that the film is as warm as the group's
+        found = self.encode(7, self.bench.work / f"{self.model}-alone.mp4")
+        return {**found, "cards_gb": memory_of_cards(self.cards)}
+
+    def render_head(self) -> tuple[bytes, bytes]:
+        """Three blocks, of which the last is the first that hears of a squeezed memory."""
+        return render_to_bytes(self.host, self.film(8, 64), 0, 64)
+
+    def beside(self, other: bytes) -> dict[str, Any]:
+        """How far our beginning of a film is from another one's of the same row, in levels of 255."""
+        size = self.width * self.height * 3
+        ours, theirs = (np.frombuffer(b, np.uint8).reshape(-1, size) for b in (self.render_head()[0], other))
+        apart = [float(np.abs(a.astype(np.int16) - b).mean()) for a, b in zip(ours, theirs, strict=True)]
+        return {"mean_apart_before_the_memory": max(apart[:53]), "mean_apart_behind_it": max(apart[53:])}
+
+    def logs(self) -> str:
+        """The ends of what the ranks printed."""
+        found = sorted(self.bench.work.glob(f"{self.host.spec.log_file.stem}*.log"))
+        return "\n".join(f"--- {log.name}\n{log.read_text(errors='replace')[-1500:]}" for log in found)
 
     def resume(self) -> dict[str, Any]:
         began = time.monotonic()
@@ -488,6 +523,25 @@ def memory_of(pid: int | None) -> float:
         used = {int(line.split(",")[0]): float(line.split(",")[1]) for line in said.splitlines() if "," in line}
         return used.get(pid or -1, 0.0) * 2**20 / 1e9
     return 0.0
+
+
+def memory_of_cards(cards: tuple[str, ...]) -> dict[str, float]:
+    """Gigabytes in use on each card, whoever uses them; empty where there is no driver's tool."""
+    with contextlib.suppress(Exception):
+        return {card.index: round(card.used_mb * 2**20 / 1e9, 2) for card in list_cards("cuda") if card.index in cards}
+    return {}
+
+
+def last_child(pid: int | None) -> int:
+    """The youngest of a launcher's ranks.  Raises RuntimeError."""
+    children = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            if int(stat.read_text().rpartition(")")[2].split()[1]) == pid:
+                children.append(int(stat.parent.name))
+    if not children:
+        raise RuntimeError(f"process {pid} has no ranks")
+    return max(children)
 
 
 # Upstream's side.
@@ -659,6 +713,9 @@ def run_liveact(bench: Bench) -> None:
     made = bench.part(model, "weights", 60 if not asked.tiny else 10, lambda: make_weights(bench, model))
     if not made:
         return
+    if asked.cards:
+        run_pair(bench, made["settings"])
+        return
     warm = Warm(bench, model, made["settings"])
     if bench.part(model, "load", 30, lambda: warm.start_with_own_lock().result()):
         killed = bench.part(model, "jobs", 30, lambda: warm.run(warm.two_jobs_and_a_kill))
@@ -671,6 +728,33 @@ def run_liveact(bench: Bench) -> None:
             bench.part(model, "upstream's loop", 10, loop.measure)
         loop.close()
         compare(bench, model)
+
+
+def run_pair(bench: Bench, weights: dict[str, str]) -> None:
+    """One card's film, then the same row's on two cards, one of which loses its rank."""
+    asked, model = bench.asked, "liveact"
+    alone = Warm(bench, model, weights, asked.cards[:1])
+    one = None
+    if bench.part(model, "one card: load", 30, lambda: alone.start_with_own_lock().result()):
+        one = bench.part(model, "one card: film", 30, lambda: alone.run(alone.film_and_head))
+    if not one:
+        bench.note(alone.logs())
+    bench.part(model, "one card: closing", -1e9, alone.close)
+    pair = Warm(bench, model, weights, asked.cards)
+    two = None
+    if bench.part(model, "two cards: load", 30, lambda: pair.start_with_own_lock().result()):
+        if one:
+            bench.part(model, "two cards: beside one", 15, lambda: pair.run(lambda: pair.beside(alone.head)))
+        two = bench.part(model, "two cards: films, a rank killed", 30, lambda: pair.run(pair.two_jobs_and_a_kill))
+        if two and bench.part(model, "two cards: load again", 30, lambda: pair.start_with_own_lock().result()):
+            bench.part(model, "two cards: resume", 10, lambda: pair.run(pair.resume))
+    bench.note(pair.logs())
+    if one and two:
+        times = two["frames_per_second"] / one["frames_per_second"]
+        said = {"times_as_fast": times, "first_frame_times": one["first_frame_seconds"] / two["first_frame_seconds"]}
+        bench.put(model, "two cards beside one", said)
+        bench.note(f"## {model}: two cards: {times:.2f} times one card's frames/s; memory {two['cards_gb']} GB")
+    bench.part(model, "two cards: closing", -1e9, pair.close)
 
 
 def compare(bench: Bench, model: str) -> None:
@@ -709,6 +793,7 @@ def main() -> int:
     parser.add_argument("--lightx2v", type=Path, help="folder to import LightX2V's autoencoder from, for LiveAct")
     parser.add_argument("--python", default=sys.executable, help="the model's interpreter")
     parser.add_argument("--card", default="0", help="index of the card")
+    parser.add_argument("--cards", help="two, as 0,1: LiveAct on the first of them and then on both")
     parser.add_argument("--tiny", action="store_true", help="on the CPU with tiny weights: does every part run")
     parser.add_argument("--seconds", type=float, default=480.0, help="for everything; then what is there is written")
     parser.add_argument("--film-seconds", type=float, default=20.0, help="for the warm films of one model")
@@ -728,6 +813,10 @@ def main() -> int:
         parser.error("--make-random is the only source of weights so far")
     asked.repo = asked.repo.resolve()
     asked.parts = set(asked.parts.split(","))
+    asked.cards = tuple(asked.cards.split(",")) if asked.cards else ()
+    if asked.cards and (len(set(asked.cards)) != 2 or asked.model != ["liveact"]):
+        parser.error("--cards takes two cards, and --model liveact alone")
+    asked.card = asked.cards[0] if asked.cards else asked.card
     if asked.lightx2v:
         asked.lightx2v = asked.lightx2v.resolve()
     models = list(dict.fromkeys(asked.model))
