@@ -323,7 +323,7 @@ def compare_films(one: bytes, other: bytes, frame_bytes: int) -> str:
     return "; ".join(f"{name} at most {max(levels)} levels apart" for name, levels in blocks.items() if levels)
 
 
-def check(name: str, repo: Path, python: str, size: int, ranks: int = 1) -> None:
+def check(name: str, repo: Path, python: str, size: int, ranks: int = 1, carried: str = "") -> None:
     """Raises AssertionError with what is wrong."""
     from farm.errors import EngineError
 
@@ -352,6 +352,7 @@ def check(name: str, repo: Path, python: str, size: int, ranks: int = 1) -> None
         settings = json.loads(made.stdout.splitlines()[-1])
         settings |= {"repo_path": str(repo), "device": "cpu", "compile": False}
         settings |= {"model_type": variant} if variant else {}
+        settings |= {"carry": carried} if carried else {}
         wishes = {"steps": 2} if model == "flashhead" else {}
         log = folder / "host.log"
         module = f"workers.engines.upstream.{model}"
@@ -408,6 +409,7 @@ def main() -> int:
     parser.add_argument("--python", default=sys.executable, help="the model's interpreter")
     parser.add_argument("--variant", action="append", choices=("pro", "lite"), help="pro or lite; both by default")
     parser.add_argument("--world-size", type=int, default=1, help="2: LiveAct as two ranks that render together")
+    parser.add_argument("--carry", choices=("replay", "disk"), default="", help="what LiveAct goes on with")
     parser.add_argument("--size", type=int, default=64, help="side of the frames in pixels, a multiple of 32")
     parser.add_argument("--make", choices=sorted(MAKERS), help=argparse.SUPPRESS)
     parser.add_argument("--into", type=Path, help=argparse.SUPPRESS)
@@ -418,8 +420,8 @@ def main() -> int:
     parser.add_argument("--kernel", default="auto", help=argparse.SUPPRESS)
     parser.add_argument("--layers", type=int, default=40, help=argparse.SUPPRESS)
     asked = parser.parse_args()
-    if asked.world_size > 1 and asked.model != "liveact":
-        parser.error("--world-size is LiveAct's")
+    if (asked.world_size > 1 or asked.carry) and asked.model != "liveact":
+        parser.error("--world-size and --carry are LiveAct's")
     repo = asked.repo.resolve()
     if asked.make:
         make, variant = MAKERS[asked.make]
@@ -434,7 +436,7 @@ def main() -> int:
         variants = asked.variant or ("pro", "lite")
         names = [f"flashhead-{variant}" for variant in variants] if asked.model == "flashhead" else [asked.model]
         for name in names:
-            check(name, repo, asked.python, asked.size, asked.world_size)
+            check(name, repo, asked.python, asked.size, asked.world_size, asked.carry)
     except (FarmError, AssertionError) as error:
         print(f"{asked.model}: {error}", file=sys.stderr)
         return 1

@@ -4,10 +4,10 @@
     python scripts/parity_liveact_pair.py --repo PATH --site FOLDER
 
 PATH is a checkout of SoulX-LiveAct, FOLDER holds xfuser 0.4.5, yunchang and distvae (pip install --no-deps --target).
-The interpreter must have what the checkout needs.  Two processes load the checkout's transformer for two cards at a tiny
-size twice, once with each, and give both the same five blocks.  What comes out and what the memory holds must be equal
-bit for bit.  xfuser wants a CUDA device to be there when it is imported, so it is told so, and the kernel for Hopper cards
-that the checkout names is replaced by torch's own on both sides.
+The interpreter must have what the checkout needs.  Two processes load the checkout's transformer for two cards at a
+tiny size twice, once with each, and give both the same five blocks.  What comes out and what the memory holds must be
+equal bit for bit.  xfuser wants a CUDA device to be there when it is imported, so it is told so, and each rank's own
+attention, in upstream a kernel for Hopper cards, is torch's on both sides.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ def load_theirs(repo: Path, site: Path) -> Any:
     import torch
     import torch.distributed as dist
 
+    from workers.engines.upstream.platforms import kernel
+
     sys.path[:0] = [str(repo), str(site)]
     # Its packages' own beginnings import pipelines for every model of diffusers, of which nothing is used here.
     for name in ("xfuser", "xfuser.core"):
@@ -53,17 +55,21 @@ def load_theirs(repo: Path, site: Path) -> Any:
     build, torch.version.cuda = torch.version.cuda, "12.8"
     try:
         distributed = importlib.import_module("xfuser.core.distributed")
-        kernels = importlib.import_module("yunchang.kernels")
         distributed.init_distributed_environment(rank=dist.get_rank(), world_size=2, backend="gloo")
         distributed.initialize_model_parallel(
             sequence_parallel_degree=2, ring_degree=1, ulysses_degree=2, backend="gloo"
         )
-        importlib.import_module("xfuser.core.long_ctx_attention.ring")
+        ring = importlib.import_module("xfuser.core.long_ctx_attention.ring.ring_flash_attn")
         module = importlib.import_module("model_liveact.model_memory_sp")
     finally:
         vars(torch.cuda).update(real)
         torch.version.cuda = build
-    module.AttnType = types.SimpleNamespace(SAGE_FP8_SM90=kernels.AttnType.TORCH)
+    attend = kernel("sdpa")
+
+    def attend_here(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **_: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        return attend(q, k, v), torch.zeros(1, q.shape[2], q.shape[1])
+
+    ring.select_flash_attn_impl = lambda *_, **__: attend_here
     del sys.modules["model_liveact.model_memory_sp"]
     return module
 

@@ -68,7 +68,7 @@ def start_host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartHost]:
     """`start_host(module, settings)`: a loaded host with that engine."""
     started: list[Host] = []
 
-    def start(module: str, settings: dict[str, Any], **environment: str) -> Host:
+    def start(module: str, settings: dict[str, Any], *, ranks: int = 1, **environment: str) -> Host:
         host = Host(
             HostSpec(
                 engine_module=module,
@@ -78,6 +78,7 @@ def start_host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartHost]:
                 environment=environment,
                 load_timeout_seconds=300.0,
                 stuck_floor_seconds=300.0,
+                ranks=ranks,
             )
         )
         started.append(host)
