@@ -401,15 +401,16 @@ class Warm:
         self.cut = max(1, self.frames // self.chunk_frames // 2) * self.chunk_frames
         head, self.carry = render_to_bytes(self.host, self.film(8, self.frames), 0, self.cut)
         self.whole, self.end = hashlib.sha256(whole[self.cut * self.size :]).hexdigest(), end
-        pid, killed = self.host.pid, []
+        pid, killed, gone = self.host.pid, [], threading.Event()
         peak, held = memory_of(pid), memory_of_cards(self.cards)
         if len(self.cards) > 1:
-            pid = last_child(pid)
+            pid = second_rank(pid)
 
         def kill(progress: Progress) -> None:
             if not killed and pid is not None:
                 killed.append(progress.frames)
                 os.kill(pid, signal.SIGKILL)
+                gone.set()
 
         with contextlib.suppress(Exception):
             read_frames(
@@ -418,7 +419,7 @@ class Warm:
                 first_frame=self.cut,
                 frames=self.frames - self.cut,
                 carry=self.carry,
-                take=lambda block: None,
+                take=lambda block: gone.wait(60),  # so that the film cannot end before
                 on_progress=kill,
             )
         assert killed and not self.host.is_alive, "the host was not killed"
@@ -532,16 +533,14 @@ def memory_of_cards(cards: tuple[str, ...]) -> dict[str, float]:
     return {}
 
 
-def last_child(pid: int | None) -> int:
-    """The youngest of a launcher's ranks.  Raises RuntimeError."""
-    children = []
+def second_rank(pid: int | None) -> int:
+    """The process of rank 1 that this launcher started.  Raises RuntimeError."""
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError, ValueError, IndexError):
-            if int(stat.read_text().rpartition(")")[2].split()[1]) == pid:
-                children.append(int(stat.parent.name))
-    if not children:
-        raise RuntimeError(f"process {pid} has no ranks")
-    return max(children)
+            is_child = int(stat.read_text().rpartition(")")[2].split()[1]) == pid
+            if is_child and b"RANK=1" in stat.with_name("environ").read_bytes().split(b"\0"):
+                return int(stat.parent.name)
+    raise RuntimeError(f"process {pid} has no second rank")
 
 
 # Upstream's side.

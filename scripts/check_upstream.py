@@ -17,11 +17,13 @@ checkout's transformer for two cards, in two processes that meet over gloo; rank
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
 import json
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -287,13 +289,20 @@ class Hosted:
         return render_to_bytes(self.host, film, first, frames, carry)
 
     def lose(self, film: dict[str, Any], first: int, frames: int, carry: bytes) -> str:
-        """Kill this host's last rank while it renders these frames.  Returns what the worker is told."""
+        """Kill this host's rank 1 while it renders these frames.  Returns what the worker is told."""
         import psutil
 
         from farm.errors import DeviceFault
         from workers.host.frames import read_frames
 
-        last = psutil.Process(self.host.pid).children()[-1]
+        (second,) = (one for one in psutil.Process(self.host.pid).children() if one.environ()["RANK"] == "1")
+        killed = threading.Event()
+
+        def kill(_: Any) -> None:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                second.kill()
+            killed.set()
+
         try:
             read_frames(
                 self.host,
@@ -301,8 +310,8 @@ class Hosted:
                 first_frame=first,
                 frames=frames,
                 carry=carry,
-                take=lambda block: None,
-                on_progress=lambda progress: last.kill(),
+                take=lambda block: killed.wait(600),  # so that the film cannot end before
+                on_progress=kill,
             )
         except DeviceFault as error:
             return str(error)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import signal
+import contextlib
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import pytest
 from farm.errors import ConfigError, DeviceFault, EngineError, InputError
 from farm.models import load_model
 from workers.host.frames import read_frames
-from workers.host.parent import Host
+from workers.host.parent import Host, Progress
 from workers.rendering import mismatch
 
 from . import standin_liveact
@@ -56,8 +56,9 @@ def start(start_host: StartHost, shop: Path, ranks: int = 2, **changes: Any) -> 
 
 
 def ranks_of(host: Host) -> list[psutil.Process]:
+    """Rank 0's process first."""
     assert host.pid is not None
-    return psutil.Process(host.pid).children()
+    return sorted(psutil.Process(host.pid).children(), key=lambda process: int(process.environ()["RANK"]))
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +119,13 @@ def test_a_rank_that_is_killed_ends_the_group_and_a_replay_gives_the_film(
     pair: Host, material: Path, whole: tuple[bytes, bytes]
 ) -> None:
     first, carry = render(pair, film(material, FRAMES), 0, STEP)
-    ranks = ranks_of(pair)
+    ranks, killed = ranks_of(pair), threading.Event()
+
+    def kill(progress: Progress) -> None:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            ranks[1].kill()
+        killed.set()
+
     with pytest.raises(DeviceFault, match="rank 1 of 2 was killed by SIGKILL, so all were ended"):
         read_frames(
             pair,
@@ -126,8 +133,8 @@ def test_a_rank_that_is_killed_ends_the_group_and_a_replay_gives_the_film(
             first_frame=STEP,
             frames=FRAMES - STEP,
             carry=carry,
-            take=lambda block: None,
-            on_progress=lambda progress: os.kill(max(rank.pid for rank in ranks), signal.SIGKILL),
+            take=lambda block: killed.wait(60),  # so that the film cannot end before
+            on_progress=kill,
         )
     psutil.wait_procs(ranks, timeout=60)
     assert not any(rank.is_running() for rank in ranks)
