@@ -40,6 +40,7 @@ from workers.engines.upstream.liveact_pair import (
     LATENTS,
     MOST_CARDS,
     WHOLE,
+    Halves,
     fit,
     from_first,
     part_of,
@@ -90,7 +91,7 @@ class Film:
 
 @dataclass
 class State:
-    """A film between two blocks.  Frames are with the rank that decodes them."""
+    """A film between two blocks.  Rank 0 has the frames; those of rank 1 have no pixels."""
 
     denoised: int = 0  # blocks
     origin: int = 0  # the step that block 0 begins with: a segment that starts afresh is a film of its own
@@ -109,7 +110,7 @@ class State:
 class LiveActEngine:
     """LiveAct on one card, or this process's share of it where two render a film together.
 
-    Rank 0 hears, reads pictures, runs the encoders, decodes and answers; both denoise.
+    Rank 0 hears, reads pictures, runs the encoders and answers; both denoise, and each decodes half of every picture.
     """
 
     def __init__(self, model: LiveAct) -> None:
@@ -140,8 +141,9 @@ class LiveActEngine:
             self.ranks = join_ranks(place, COMPILING_SECONDS if compiled else 0)
             self._part = part_of(self.ranks)
             self.plain = model.build_transformer(self.platform, self.ranks)
+            self.vae = model.build_vae(self.platform)
+            self._halves = Halves(self.ranks)
             if self.ranks.is_first:
-                self.vae = model.build_vae(self.platform)
                 self.encoder, self.extractor = model.build_speech(self.platform)
             self.transformer = torch.compile(self.plain) if compiled else self.plain
             if self.platform.kind == "cuda":
@@ -388,7 +390,7 @@ class LiveActEngine:
         return self._decoder.submit(self._decode, latents, before, block, event)
 
     def _decode(self, latents: torch.Tensor, before: torch.Tensor | None, block: int, event: Any) -> np.ndarray:
-        with named_faults(), torch.no_grad():
+        def ours() -> torch.Tensor:
             if event is None:
                 return self._to_frames(latents, before, block)
             with torch.cuda.stream(self._stream):
@@ -397,9 +399,14 @@ class LiveActEngine:
                 self._stream.synchronize()
                 return frames
 
-    def _to_frames(self, latents: torch.Tensor, before: torch.Tensor | None, block: int) -> np.ndarray:
+        with named_faults(), torch.no_grad():
+            return self._halves.join(ours, latents).numpy()
+
+    def _to_frames(self, latents: torch.Tensor, before: torch.Tensor | None, block: int) -> torch.Tensor:
+        """This rank's part of a block's picture, uint8 [T, h, w, 3] on the host."""
         joined = latents if before is None else torch.cat([before[:, -OVERLAP_LATENTS:], latents], dim=1)
-        pixels = self.vae.decode(joined.to(self.platform.dtype))[0].float()  # [3, T, H, W]
+        pixels = self.vae.decode(self._halves.cut(joined).to(self.platform.dtype))[0].float()  # [3, T, h, w]
+        pixels = self._halves.crop(pixels, joined)
         if before is not None:
             pixels = pixels[:, OVERLAP_FRAMES:]
         wanted = FIRST_FRAMES if before is None else STEP_FRAMES
@@ -407,13 +414,13 @@ class LiveActEngine:
             raise EngineError(f"the decoder gave {pixels.shape[1]} frames where block {block} has {wanted}")
         require_finite(bool(torch.isfinite(pixels).all()), block)
         levels = ((pixels + 1) / 2).clip(0, 1).permute(1, 2, 3, 0) * 255
-        return levels.round().to(torch.uint8).contiguous().cpu().numpy()
+        return levels.round().to(torch.uint8).contiguous().cpu()
 
     def advance(self, film: Film, state: State, decodes: bool = True) -> None:
         """Denoise one more block and begin to decode it, which nobody waits for here: all ranks come to the end."""
         before = state.before
         latents = self.denoise(film, state)
-        if decodes and self.ranks.is_first:
+        if decodes:
             state.waiting.append(self.decode(latents, before, state.denoised - 1))
         state.before = latents
 
@@ -578,14 +585,12 @@ class LiveActSession:
     def drop_given(self, state: State) -> None:
         """Keep of the decoded blocks only the frames that no step has handed out yet."""
         state.take_decoded()
-        if not state.frames:  # another rank decodes
-            return
         behind = FIRST_FRAMES + STEP_FRAMES * (state.denoised - 1 - (self.step_number - state.origin))
         kept = np.concatenate(state.frames)
         state.frames = [kept[len(kept) - behind :]]
 
     def step(self) -> np.ndarray:
-        """The next 32 frames, uint8 [n, H, W, 3]; fewer at the film's end, and none on a rank that does not decode."""
+        """The next 32 frames, uint8 [n, H, W, 3]; fewer at the film's end.  Frames of rank 1 have no pixels."""
         first = self.step_number * STEP_FRAMES
         count = min(STEP_FRAMES, self._total - first)
         if count <= 0:
@@ -597,9 +602,6 @@ class LiveActSession:
             while state.denoised < self.blocks_ahead(self.step_number, state.origin):
                 engine.advance(self.film, state)
             state.take_decoded(count)
-        if not state.frames:
-            self.step_number += 1
-            return np.empty((0, self.film.request.height, self.film.request.width, 3), np.uint8)
         ready = np.concatenate(state.frames)
         state.frames = [ready[count:]]
         self.step_number += 1

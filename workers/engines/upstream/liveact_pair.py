@@ -3,12 +3,15 @@
 Upstream's script under torchrun takes `model_liveact.model_memory_sp` in place of `model_memory`.  Both hold all
 weights on every card.  A block's tokens are cut in two by latent frames: the first card has the earlier half of the
 block, and of the memory the slots that such halves left.  Attention trades tokens for heads and back (Ulysses, arXiv
-2309.14509); the head's output is gathered, so that every card has the whole latents.  Nothing else travels.
+2309.14509); the head's output is gathered, so that every card has the whole latents.
 
 The memory is what makes the film another one.  One card squeezes slots 2 to 6 and 7 to 11 of 14 into slots 2 and 3
 and keeps the last block's last two frames.  Of two cards, with slots 0 to 6 each, the first squeezes 2 to 6 into slot 2
 and keeps nothing as it was but the film's first two frames; the second squeezes 0 to 4 into slot 0 and keeps its last
 two frames, which are the block's.
+
+A block's picture is decoded in two halves, as LightX2V does it for upstream: each card decodes its half with two more
+rows or columns of latents, which are cut off again.  Upstream waits for that; here it happens beside the next block.
 
 The checkout takes five names from xfuser and yunchang and no more, so they are answered here by our own ranks, and
 neither package is wanted, whether it is installed or not.
@@ -21,12 +24,14 @@ import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
-from farm.errors import ConfigError
-from workers.engines.ranks import Ranks
+from farm.errors import ConfigError, EngineError, OutOfMemory
+from workers.engines.ranks import PATIENCE_SECONDS, Ranks
 from workers.engines.upstream.checkout import Checkout, import_from
 from workers.engines.upstream.liveact import SPREAD_TRANSFORMER
 from workers.engines.upstream.platforms import Attend, kernel
@@ -34,6 +39,9 @@ from workers.engines.upstream.platforms import Attend, kernel
 FIRST_LATENTS, LATENTS = 6, 8  # latent frames of a film's first block and of every later one
 SLOTS = FIRST_LATENTS + LATENTS  # latent frames that the memory holds on all cards together
 MOST_CARDS = 2
+HALO = 2  # rows or columns of latents of the other half that a half is decoded with
+SPACE_STRIDE = 8  # pixels of a latent
+NO_FAULT, FAULT, FULL = range(3)  # what rank 1 says before its half of a picture
 GIVEN = ("xfuser", "yunchang")  # packages whose names are answered here
 
 
@@ -191,6 +199,82 @@ def from_first(ranks: Ranks, x: torch.Tensor) -> torch.Tensor:
 def _bytes(x: torch.Tensor) -> torch.Tensor:
     """The same numbers as bytes, which every way between devices carries; not all of them know bfloat16."""
     return x.contiguous().view(torch.uint8)
+
+
+# Pictures.
+
+
+class Halves:
+    """A block's picture decoded by both ranks, each half of its longer side; rank 1's half comes to rank 0.
+
+    It travels from thread to thread over a group of its own, so that nothing waits for it but who wants the picture.
+    """
+
+    def __init__(self, ranks: Ranks) -> None:
+        self._ranks = ranks
+        if not ranks.is_alone:
+            self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=PATIENCE_SECONDS))
+
+    def cut(self, latents: torch.Tensor) -> torch.Tensor:
+        """Of [16, T, rows, columns] our half and a little more."""
+        if self._ranks.is_alone:
+            return latents
+        dim = _longer(latents)
+        half = latents.shape[dim] // 2
+        more = half + min(half, HALO)
+        return latents.narrow(dim, 0 if self._ranks.is_first else 2 * half - more, more)
+
+    def crop(self, pixels: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
+        """Of the pixels [3, T, H, W] that `cut(latents)` became, our half alone."""
+        if self._ranks.is_alone:
+            return pixels
+        dim = _longer(latents)
+        half = latents.shape[dim] // 2 * SPACE_STRIDE
+        return pixels.narrow(dim, 0 if self._ranks.is_first else pixels.shape[dim] - half, half)
+
+    def join(self, make: Callable[[], torch.Tensor], latents: torch.Tensor) -> torch.Tensor:
+        """Every rank's half, uint8 [T, h, w, 3] as `make` gives it, as one picture on rank 0; nothing on rank 1.
+
+        What `make` raises on one rank, both raise in some form, and neither is left waiting.
+        """
+        if self._ranks.is_alone:
+            return make()
+        if not self._ranks.is_first:
+            return self._hand_over(make)
+        failed, mine, dim = None, torch.empty(0), _longer(latents) - 1
+        try:
+            mine = make()
+        except Exception as error:  # raised once rank 1 is not waiting any more
+            failed = error
+        head = torch.zeros(4, dtype=torch.int64)
+        dist.recv(head, 1, group=self._group)
+        fault, *shape = head.tolist()
+        theirs = torch.empty((*shape, 3), dtype=torch.uint8)
+        if fault == NO_FAULT:
+            dist.recv(theirs, 1, group=self._group)
+        if failed is not None:
+            raise failed
+        if fault == FULL:
+            raise OutOfMemory("rank 1: the device is full while it decodes")
+        if fault != NO_FAULT:
+            raise EngineError("rank 1 could not decode its half of a block")
+        return torch.cat([mine, theirs], dim)
+
+    def _hand_over(self, make: Callable[[], torch.Tensor]) -> torch.Tensor:
+        try:
+            mine = make()
+        except Exception as error:
+            fault = FULL if isinstance(error, OutOfMemory | torch.OutOfMemoryError) else FAULT
+            dist.send(torch.tensor([fault, 0, 0, 0]), 0, group=self._group)
+            raise
+        dist.send(torch.tensor([NO_FAULT, *mine.shape[:3]]), 0, group=self._group)
+        dist.send(mine, 0, group=self._group)
+        return mine[:, :0, :0]
+
+
+def _longer(latents: torch.Tensor) -> int:
+    """The dimension that is cut."""
+    return 2 if latents.shape[2] > latents.shape[3] else 3
 
 
 def needs_else(checkout: Checkout) -> Checkout:
