@@ -124,6 +124,8 @@ class WanModel(model_memory.WanModel):
         return [(out + latent * 0.1 + heard + said).to(latent.dtype)]
 '''
 VAE = """
+import os
+import pathlib
 import threading
 import torch
 import torch.nn.functional as F
@@ -144,7 +146,11 @@ class WanVAE:
         assert threading.current_thread() is not threading.main_thread()
         frames = 4 * latents.shape[1] - 3
         size = (frames, latents.shape[2] * 8, latents.shape[3] * 8)
-        return torch.tanh(0.4 * F.interpolate(latents[:3][None].float(), size, mode="trilinear"))
+        pixels = torch.tanh(0.4 * F.interpolate(latents[:3][None].float(), size, mode="trilinear"))
+        spoiled = pathlib.Path(os.environ.get("SPOILED_RANK_FILE", "none"))  # the rank whose pixels shall be none
+        if spoiled.is_file() and spoiled.read_text() == os.environ.get("RANK"):
+            pixels = pixels * float("nan")
+        return pixels
 """
 SPEECH = """
 import torch

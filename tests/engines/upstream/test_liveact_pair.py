@@ -52,7 +52,8 @@ def settings(shop: Path, **changes: Any) -> dict[str, Any]:
 
 
 def start(start_host: StartHost, shop: Path, ranks: int = 2, **changes: Any) -> Host:
-    return start_host(MODULE, settings(shop, **changes), ranks=ranks, PYTHONPATH=str(shop / "site"))
+    environment = {"PYTHONPATH": str(shop / "site"), "SPOILED_RANK_FILE": str(shop / "spoiled")}
+    return start_host(MODULE, settings(shop, **changes), ranks=ranks, **environment)
 
 
 def ranks_of(host: Host) -> list[psutil.Process]:
@@ -181,6 +182,23 @@ def test_what_rank_0_cannot_read_all_refuse_and_the_group_stays_warm(pair: Host,
             render(pair, film(material, FRAMES, **changes), first, STEP, state)
     assert len(render(pair, film(material, 5), 0, 5)[0]) == 5 * FRAME_BYTES
     assert [rank.pid for rank in ranks_of(pair)] == ranks
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_pixels_that_one_rank_alone_finds_to_be_no_numbers_fail_the_film_and_leave_the_group_warm(
+    pair: Host, shop: Path, material: Path, whole: tuple[bytes, bytes], rank: str
+) -> None:
+    ranks = [one.pid for one in ranks_of(pair)]
+    spoiled = shop / "spoiled"
+    spoiled.write_text(rank)
+    try:
+        with pytest.raises(EngineError, match=r"pixels that are not numbers|rank 1 could not decode"):
+            render(pair, film(material, FRAMES), 0, FRAMES)
+    finally:
+        spoiled.unlink()
+    assert render(pair, film(material, FRAMES), 0, FRAMES)[0] == whole[0]
+    assert [one.pid for one in ranks_of(pair)] == ranks
 
 
 @pytest.mark.parametrize(

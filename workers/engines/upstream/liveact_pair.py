@@ -37,7 +37,6 @@ from workers.engines.upstream.liveact import SPREAD_TRANSFORMER
 from workers.engines.upstream.platforms import Attend, kernel
 
 FIRST_LATENTS, LATENTS = 6, 8  # latent frames of a film's first block and of every later one
-SLOTS = FIRST_LATENTS + LATENTS  # latent frames that the memory holds on all cards together
 MOST_CARDS = 2
 HALO = 2  # rows or columns of latents of the other half that a half is decoded with
 SPACE_STRIDE = 8  # pixels of a latent
