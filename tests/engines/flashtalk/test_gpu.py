@@ -120,7 +120,9 @@ def test_picture_kernels_equal_their_definitions() -> None:
 def test_tiled_convolutions_equal_their_definitions() -> None:
     gamma, bias = normal(97, dtype=torch.float32)[:96].contiguous(), normal(96)
     y, residual = normal(9, 6, 5, 96), normal(9, 6, 5, 97)[..., :96].contiguous()
-    products = winograd.Products(tuple(normal(3, 6, 5, 96 + n)[..., :96].contiguous().half() for n in range(6)), 9)
+    counts = (2, 2, 2, 2, 2, 3)
+    planes = tuple(normal(t, 6, 5, 96 + n)[..., :96].contiguous().half() for n, t in enumerate(counts))
+    products = winograd.Products(planes, 9)
     for source in (y, products):
         for beside in (residual, None):
             got, kept = winograd.spread(source, bias, beside, gamma, torch.bfloat16, True)

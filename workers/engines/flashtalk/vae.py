@@ -3,8 +3,8 @@
 Activations are [frames, rows, columns, channels], which is what cuDNN calls channels_last_3d, so a convolution needs
 no conversion; norm, SiLU, bias and residual between two convolutions are one pass.  Causal convolutions look two frames
 back: the pass before writes its result behind two frames of history, which are zeros at the beginning of a film and the
-last two frames of the part before afterwards.  That makes part sizes a choice of memory, not of pixels.  A decode of a
-whole sequence on a CUDA card takes half the multiplications (see winograd.py) and rounds a little differently.
+last two frames of the part before afterwards.  That makes part sizes a choice of memory, not of pixels.  A whole
+sequence on a CUDA card takes half the multiplications (see winograd.py) and rounds a little differently.
 
 Several ranks each take some rows.  Before a convolution a rank gets one row from either neighbour, and each frame's
 attention sees everybody's keys, so that the rows together are what one rank computes.
@@ -59,7 +59,7 @@ class Vae:
 
     `upstream_rounding` holds the latent constants in the weights' type, as upstream does.  `stacked` names the channel
     counts whose convolutions run over stacked planes; by default those for which that is faster on a GPU.  `tiled`
-    decodes whole sequences by winograd.py; by default on a GPU.
+    goes through whole sequences by winograd.py; by default on a GPU.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class Vae:
         self._planes: dict[str, tuple[torch.Tensor, ...]] = {}  # weights of tiled convolutions
         for name, shape in vae_tensors(config).items():
             tensor = source.take(name, torch.float32)
-            if self._tiled and name.startswith("decoder") and ".residual." in name and len(shape) == 5:
+            if self._tiled and ".residual." in name and len(shape) == 5:
                 self._planes[name] = winograd.weigh(tensor, dtype)
             self._w[name] = self._arrange(name, tensor, shape)
         rounded = dtype if upstream_rounding else torch.float32
@@ -147,7 +147,7 @@ class Vae:
         stream = self._enter(x, "encoder.conv1", memory)
         for layer in encoder_layers(self.config):
             stream = self._encoder_layer(stream, layer, memory)
-        stream = self._middle(stream, "encoder", memory)
+        stream = Stream(self._add_up(self._middle(stream, "encoder", memory)))
         out, _ = self._norm_conv(stream, "encoder.head.0.gamma", "encoder.head.2", memory, keep=False)
         return self._pointwise(self._add_up(out), "conv1")
 
@@ -209,25 +209,17 @@ class Vae:
     ) -> tuple[Stream, torch.Tensor | Products]:
         """Norm, SiLU and a causal convolution; the stream's sum too where `keep`."""
         keep = keep and stream.bias is not None
-        if memory is None and f"{name}.weight" in self._planes:
+        frames = stream.y.shape[0]
+        if memory is None and f"{name}.weight" in self._planes and winograd.pays(frames):
             tiles, kept = winograd.spread(*stream, self._w[gamma], self.dtype, keep)
-            out = Stream(self._conv_tiles(tiles, name, stream.y.shape[0]), self._w[f"{name}.bias"])
-            return out, stream.y if kept is None else kept
-        assert isinstance(stream.y, torch.Tensor)  # a whole decode leaves products, and goes on from them
+            reached, pad = self._reach(tiles)
+            out = winograd.convolve(reached, self._planes[f"{name}.weight"], pad, frames)
+            return Stream(out, self._w[f"{name}.bias"]), stream.y if kept is None else kept
+        assert isinstance(stream.y, torch.Tensor)  # a layer's convolutions have equally many frames: all leave products
         room = self._room(stream.y, name, memory)
         kept = ops.residual_rms_silu(*stream, self._w[gamma], room, keep)
         out = Stream(self._conv(room, name, memory), self._w[f"{name}.bias"])
         return out, stream.y if kept is None else kept
-
-    def _conv_tiles(self, tiles: torch.Tensor, name: str, frames: int) -> Products:
-        """The products of a tiled causal convolution without its bias."""
-        reached, pad = self._reach(tiles.flatten(0, 1))
-        x = reached.unflatten(0, tiles.shape[:2]).permute(0, 1, 4, 2, 3)
-        planes = (
-            F.conv2d(plane, weight, padding=pad)
-            for plane, weight in zip(x, self._planes[f"{name}.weight"], strict=True)
-        )
-        return Products(tuple(plane.permute(0, 2, 3, 1).contiguous() for plane in planes), frames)
 
     def _add_up(self, stream: Stream) -> torch.Tensor:
         if isinstance(stream.y, Products):

@@ -10,7 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
-from workers.engines.flashtalk.winograd import TILE, Products
+from workers.engines.flashtalk.winograd import Products, tiles_of
 
 ELEMENTS = 1024  # of one frame that a program holds
 NOWHERE, ROOM, TILES = 0, 1, 2
@@ -90,9 +90,18 @@ def _convert(
     if DESTINATION > 0:
         gamma += tl.load(gamma_ptr + c, c < WIDTH, 0.0)[None, :]
     d0 = tl.zeros((BLOCK_ROWS, BLOCK), tl.float32)
-    d1 = tl.zeros((BLOCK_ROWS, BLOCK), tl.float32)
+    if PRODUCTS:
+        x1 = tl.load(y5_ptr + tiles * step + place, mask, 0.0).to(tl.float32)
+    else:
+        x1 = tl.load(y0_ptr + place, mask, 0.0).to(tl.float32)
+    d1 = _finish(
+        x1, 0, frames, step, place, mask, bias, gamma,
+        residual_ptr, sum_ptr, out_ptr, HAS_RESIDUAL, KEEP, DESTINATION,
+    )  # fmt: skip
+    if DESTINATION == 2:
+        tl.store(out_ptr + 6 * tiles * step + place, d1.to(out_ptr.dtype.element_ty), mask)
     for tile in range(tiles):
-        first = 4 * tile
+        first = 4 * tile + 1
         if PRODUCTS:
             at = tile * step + place
             p0 = tl.load(y0_ptr + at, mask, 0.0).to(tl.float32)
@@ -141,14 +150,14 @@ def _convert(
             d1 = d5
 
 
-def convert(y, bias, residual, gamma, dtype, keep, out):
-    """Frames or products to a room [2 + T, H, W, C], to tiles [6, tiles, H, W, C] or, without `out`, to their sum."""
+def convert(y, bias, residual, gamma, dtype, keep, out, tiled=False):
+    """Frames or products to a room [2 + T, H, W, C], to what winograd.spread gives or, without `out`, to their sum."""
     frames, rows, columns, width = y.shape
     products = isinstance(y, Products)
     planes = y.planes if products else (y,) * 6
     some = planes[0]
     kept = torch.empty((frames, rows, columns, width), dtype=dtype, device=some.device) if keep else None
-    destination = NOWHERE if out is None else ROOM if out.dim() == 4 else TILES
+    destination = NOWHERE if out is None else TILES if tiled else ROOM
     block = triton.next_power_of_2(width)
     block_rows = max(1, ELEMENTS // block)
     pixels = rows * columns
@@ -160,7 +169,7 @@ def convert(y, bias, residual, gamma, dtype, keep, out):
         kept if kept is not None else some,
         out if out is not None else some,
         frames,
-        triton.cdiv(frames, TILE),
+        tiles_of(frames),
         pixels,
         width,
         products,
