@@ -8,6 +8,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -62,10 +63,11 @@ def test_row_kernels_equal_their_definitions(form: Any) -> None:
     x, y = normal(40, 5120), normal(41, 5120)[:40].contiguous()
     gate, mul, add = (normal(5120 + n, dtype=torch.float32)[:5120].contiguous() for n in range(3))
     left_out = normal(5120)
-    got = ops.residual_norm(x.clone(), y, gate, mul, add, 1e-6, form, None, left_out)
-    want = defined("residual_norm", x.clone(), y, gate, mul, add, 1e-6, form, None, left_out)
-    assert error(got[0], want[0]) < 1e-3
-    assert error(got[1], want[1]) < 1e-2
+    for added in (y, None):
+        got = ops.residual_norm(x.clone(), added, gate, mul, add, 1e-6, form, None, left_out)
+        want = defined("residual_norm", x.clone(), added, gate, mul, add, 1e-6, form, None, left_out)
+        assert error(got[0], want[0]) < 1e-3
+        assert error(got[1], want[1]) < 1e-2
     if form != "plain":
         assert error(ops.quantise(x, form), round_rows(x, form)) < 1e-2  # ties round either way
         assert error(ops.gelu_rows(x, form), defined("gelu_rows", x, form)) < 1e-2
@@ -84,18 +86,23 @@ def test_attention_kernels_equal_their_definitions() -> None:
     assert error(q.float() / 3, want[:, :5120]) < 0.04
     assert error(k.float() / 4, want[:, 5120:10240]) < 0.04
     assert error(v.float() * top / 448, qkv[:, 10240:]) < 0.04
-    rows, keys, values = normal(70, 5120), 0.1 * normal(320, 40, 128), normal(320, 40, 128)
-    bias = torch.zeros(320, device=GPU)
-    bias[257:288], bias[300], bias[301:] = -1e30, 6.0, -1e30
-    exact = defined("cross_attend", rows.float(), keys.float(), values.float(), bias, 288, 1e-6)
-    assert error(ops.cross_attend(rows, keys, values, bias, 288, 1e-6), exact) < 5e-3
-    limit = 2 * values.abs().amax().float().view(1)
-    rounded = ops.cross_attend(rows, keys, values, bias, 288, 1e-6, limit)
-    assert error(rounded.values.float() * rounded.scale, exact) < 0.04
-    tokens, weight = normal(3, 40, 32, 128), normal(5120, 5121)[:, :5120].contiguous()
-    for turned in (False, True):
-        want = defined("fold", tokens.float(), weight.float(), turned)
-        assert error(ops.fold(tokens, weight, turned), want) < 5e-3
+    for count in (288, 352):  # a short prompt, and one that goes beyond the portrait's last tile
+        rows, keys = normal(70, 5120), 0.1 * normal(count, 40, 128)
+        values = normal(count, 40, 129)[..., 1:].contiguous()
+        bias = torch.zeros(count, device=GPU)
+        bias[count - 20], bias[count - 19 :] = 6.0, -1e30
+        exact = defined("cross_attend", rows.float(), keys.float(), values.float(), bias, 257, 1e-6)
+        assert error(ops.cross_attend(rows, keys, values, bias, 257, 1e-6), exact) < 5e-3
+        limit = 2 * values.abs().amax().float().view(1)
+        rounded = ops.cross_attend(rows, keys, values, bias, 257, 1e-6, limit)
+        assert error(rounded.values.float() * rounded.scale, exact) < 0.04
+    tokens, weight = normal(3, 32, 2 * 5120)[..., 5120:], normal(5120, 5121)[:, :5120].contiguous()
+    for asked in ({"transposed": False, "factor": 0.1}, {"transposed": True, "turned": True}):
+        want = without_kernels(partial(ops.fold, tokens.float(), weight.float(), 40, **asked))
+        assert error(ops.fold(tokens, weight, 40, **asked), want) < 5e-3
+        scale = want.abs().amax(2) / 448
+        rounded = ops.fold(tokens, weight, 40, **asked, scale=scale)
+        assert error(rounded.float() * scale[..., None], want) < 0.04
     scores, ties = normal(3, 10, 1280, dtype=torch.float32), normal(3, 1280, dtype=torch.float32)
     want = defined("softmax_groups", scores, ties, 32, torch.float32)
     assert error(ops.softmax_groups(scores, ties, 32, torch.float32), want) < 1e-5

@@ -41,7 +41,7 @@ class Modulation(NamedTuple):
 class FilmContext(NamedTuple):
     """Keys and values of the portrait's and the prompt's tokens in each block; fixed for a film."""
 
-    keys: list[torch.Tensor]  # per block [tokens, heads, head_dim], with the queries' gain and the softmax scale
+    keys: list[torch.Tensor]  # per block [tiles * 32, heads, head_dim], with the queries' gain and the softmax scale
     values: list[torch.Tensor]
     bias: torch.Tensor  # float32 [tokens]
     image_tokens: int
@@ -75,6 +75,13 @@ class PlainSpeech(NamedTuple):
 Speech = list["FoldedSpeech | RoundedSpeech | PlainSpeech"]
 
 
+class Reach(NamedTuple):
+    """What folding makes of a token of length one at most, by the Cauchy-Schwarz inequality, over 448."""
+
+    scores: torch.Tensor  # float32 [heads]
+    results: torch.Tensor  # float32 [D]
+
+
 @dataclass(frozen=True)
 class Block:
     """One block's weights as its products want them."""
@@ -91,6 +98,8 @@ class Block:
     speech_q: Linear
     speech_out: Linear
     speech_kv: Linear
+    heard_bias: torch.Tensor  # what x lacks when speech has been added to it
+    reach: Reach | None  # where folded speech is fp8
     ffn_in: Linear
     ffn_out: Linear
 
@@ -156,6 +165,9 @@ class Dit:
         own = f"{at}.self_attn"
         speech: Form = "plain" if self.fold_speech else self.form
         f32 = torch.float32
+        cross_out = self._rounded(f"{at}.cross_attn.o")
+        speech_q = self._rounded(f"{at}.audio_cross_attn.q_linear", form=speech)
+        speech_out = self._rounded(f"{at}.audio_cross_attn.proj", form=speech)
         return Block(
             qkv=self._rounded(f"{own}.q", f"{own}.k", f"{own}.v"),
             out=self._rounded(f"{own}.o"),
@@ -163,15 +175,24 @@ class Dit:
             cross_mul=self._take(f"{at}.norm3.weight", f32),
             cross_add=self._take(f"{at}.norm3.bias", f32),
             cross_q=self._rounded(f"{at}.cross_attn.q"),
-            cross_out=self._rounded(f"{at}.cross_attn.o"),
+            cross_out=cross_out,
             speech_mul=self._take(f"{at}.norm_x.weight", f32),
             speech_add=self._take(f"{at}.norm_x.bias", f32),
-            speech_q=self._rounded(f"{at}.audio_cross_attn.q_linear", form=speech),
-            speech_out=self._rounded(f"{at}.audio_cross_attn.proj", form=speech),
+            speech_q=speech_q,
+            speech_out=speech_out,
             speech_kv=self._rounded(f"{at}.audio_cross_attn.kv_linear", form="plain"),
+            heard_bias=cross_out.bias.float() + speech_out.bias if self.form == "plain" else speech_out.bias,
+            reach=self._reach(speech_q.weight, speech_out.weight) if self.fold_speech and self.form == "fp8" else None,
             ffn_in=self._rounded(f"{at}.ffn.0"),
             ffn_out=self._rounded(f"{at}.ffn.2"),
         )
+
+    def _reach(self, w_q: torch.Tensor, w_out: torch.Tensor) -> Reach:
+        heads = self.config.num_heads
+        scores = torch.linalg.vector_norm(w_q.unflatten(0, (heads, -1)), dim=1, dtype=torch.float32).amax(1)
+        results = torch.linalg.vector_norm(w_out.unflatten(1, (heads, -1)), dim=2, dtype=torch.float32).amax(1)
+        step = 1.001 / LARGEST["fp8"]  # a little more, for what rounding adds
+        return Reach(scores * step, results * step)
 
     def _context_linears(self, n: int) -> tuple[Linear, ...]:
         return tuple(self._linear(f"blocks.{n}.cross_attn.{part}") for part in ("k", "v", "k_img", "v_img"))
@@ -207,10 +228,9 @@ class Dit:
         seen = F.layer_norm(image.to(self.device, self.dtype), (config.image_dim,), weight0, bias0, 1e-5)
         seen = self._image[1](F.gelu(self._image[0](seen)))
         seen = F.layer_norm(seen, (config.dim,), weight4, bias4, 1e-5)
-        bias_text = torch.zeros(rows.shape[0], device=self.device)
+        bias = torch.zeros(seen.shape[0] + rows.shape[0], device=self.device)
         if padding:
-            bias_text[-1] = math.log(padding)
-        bias_seen = torch.zeros(seen.shape[0], device=self.device)
+            bias[-1] = math.log(padding)
         keys, values = [], []
         limits: list[torch.Tensor | None] = []
         for n in range(config.num_layers):
@@ -219,14 +239,11 @@ class Dit:
             k_text = self._rms(k(words), f"blocks.{n}.cross_attn.norm_k.weight") * gain
             k_seen = self._rms(k_img(seen), f"blocks.{n}.cross_attn.norm_k_img.weight") * gain
             shape = (-1, config.num_heads, config.head_dim)
-            keys.append(torch.cat([_fill_tile(k_seen), _fill_tile(k_text)]).to(self.dtype).view(shape))
+            keys.append(_fill_tile(torch.cat([k_seen, k_text]).to(self.dtype)).view(shape))
             v_seen, v_words = v_img(seen), v(words)
-            values.append(torch.cat([_fill_tile(v_seen), _fill_tile(v_words)]).view(shape))
-            # Two means of values are added up, and both are rounded on the way.
-            limit = 1.02 * (v_seen.abs().amax() + v_words.abs().amax()).float().view(1).clamp(min=1e-6)
-            limits.append(limit if self.form == "fp8" else None)
-        bias = torch.cat([_fill_tile(bias_seen, NEVER), _fill_tile(bias_text, NEVER)])
-        return FilmContext(keys, values, bias, bias.shape[0] - _fill_tile(bias_text).shape[0], limits)
+            values.append(_fill_tile(torch.cat([v_seen, v_words])).view(shape))
+            limits.append(_limit(v_seen, v_words) if self.form == "fp8" else None)
+        return FilmContext(keys, values, _fill_tile(bias, NEVER), seen.shape[0], limits)
 
     def _rms(self, x: torch.Tensor, gain: str) -> torch.Tensor:
         x = x.float()
@@ -264,17 +281,24 @@ class Dit:
                 k, v = kv.permute(2, 0, 3, 1, 4).unbind(0)
                 speech.append(PlainSpeech(k.contiguous(), v.contiguous()))
                 continue
-            k, v = kv.permute(2, 0, 3, 1, 4).contiguous().unbind(0)  # [frames, heads, tokens, head_dim]
-            k = k * size**-0.5
-            bias = (k.float() * block.speech_q.bias.float().view(heads, 1, size)).sum(-1).flatten(1)
-            rounded = self.form == "fp8"
-            scores = ops.fold(k, block.speech_q.weight, transposed=False)
-            results = ops.fold(v, block.speech_out.weight, transposed=True, turned=rounded)
-            if rounded:
-                share = torch.full((1, 1), 1 / LARGEST["fp8"], device=self.device)
-                speech.append(RoundedSpeech(_round_frames(scores), bias, _round_frames(results), share))
-            else:
-                speech.append(FoldedSpeech(scores, bias, results))
+            factor = size**-0.5
+            bias = (kv[:, :, 0] * block.speech_q.bias.float().view(heads, size)).sum(-1) * factor
+            bias = bias.transpose(1, 2).flatten(1)
+            k, v = (kv[:, :, part].flatten(2) for part in (0, 1))
+            w_q, w_out = block.speech_q.weight, block.speech_out.weight
+            if block.reach is None:
+                scores = ops.fold(k, w_q, heads, transposed=False, factor=factor)
+                speech.append(FoldedSpeech(scores, bias, ops.fold(v, w_out, heads, transposed=True)))
+                continue
+            lengths = torch.linalg.vector_norm(kv, dim=-1, dtype=torch.float32)  # [frames, tokens, 2, heads]
+            lengths = lengths.clamp(min=1e-12)
+            of_scores = (lengths[:, :, 0] * (block.reach.scores * factor)).transpose(1, 2).flatten(1)
+            of_results = lengths[:, :, 1].amax(dim=(1, 2))[:, None] * block.reach.results
+            scores = ops.fold(k, w_q, heads, transposed=False, factor=factor, scale=of_scores)
+            results = ops.fold(v, w_out, heads, transposed=True, turned=True, scale=of_results)
+            share = torch.full((1, 1), 1 / LARGEST["fp8"], device=self.device)
+            frames_of = [_by_frame(scores, of_scores), _by_frame(results, of_results)]
+            speech.append(RoundedSpeech(frames_of[0], bias, frames_of[1], share))
         return speech
 
     @property
@@ -313,10 +337,11 @@ class Dit:
         x = F.linear(share.cut(x), self._patch_weight, self._patch_bias)
         y: torch.Tensor | None = None
         gate: torch.Tensor | None = None
+        lacking: torch.Tensor | None = None  # biases that products added to x without
         skipped = known * share.per_frame
         for n, block in enumerate(self.blocks):
             m = modulation.blocks[n]
-            x, h = ops.residual_norm(x, y, gate, m[1], m[0], eps, form)
+            x, h = ops.residual_norm(x, y, gate, m[1], m[0], eps, form, bias=lacking)
             last = bool(skipped) and n == config.num_layers - 1
             a = attend(block.qkv(h), block.gain, cos, sin, config.num_heads, eps, skipped if last else 0)
             if last:
@@ -326,28 +351,35 @@ class Dit:
             seen = ops.cross_attend(
                 block.cross_q(h), film.keys[n], film.values[n], film.bias, film.image_tokens, eps, film.limits[n]
             )
-            y = block.cross_out(ops.quantise(seen, form))
+            y = block.cross_out.add_to(x, ops.quantise(seen, form))
+            lacking = block.cross_out.bias if y is None else None
             listening = form if isinstance(speech[n], RoundedSpeech) else block.speech_q.form
-            x, h = ops.residual_norm(x, y, None, block.speech_mul, block.speech_add, eps, listening)
-            y, bias = self._listen(block, h, speech[n], frames)
-            x, h = ops.residual_norm(x, y, None, m[4], m[3], eps, form, bias=bias)
+            x, h = ops.residual_norm(x, y, None, block.speech_mul, block.speech_add, eps, listening, bias=lacking)
+            y, lacking = self._listen(block, x, h, speech[n], frames)
+            x, h = ops.residual_norm(x, y, None, m[4], m[3], eps, form, bias=lacking)
+            lacking = lacking if y is None else None
             if form == "plain":
                 y = block.ffn_out(block.ffn_in.gelu(h))
             else:
                 y = block.ffn_out(ops.gelu_rows(block.ffn_in(h), form))
             gate = m[5]
         shift, scale = modulation.head
-        _, h = ops.residual_norm(x, y, gate, scale, shift, eps, "plain", torch.float32)
+        _, h = ops.residual_norm(x, y, gate, scale, shift, eps, "plain", torch.float32, lacking)
         out = share.join(self._head(h)).view(frames, rows, columns, 2, 2, config.out_dim)
         out = out.permute(5, 0, 1, 3, 2, 4).reshape(config.out_dim, frames, 2 * rows, 2 * columns)
         return F.pad(out, (0, 0, 0, 0, known, 0)) if skipped else out
 
     def _listen(
-        self, block: Block, h: Activation, speech: FoldedSpeech | RoundedSpeech | PlainSpeech, frames: int
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        self,
+        block: Block,
+        x: torch.Tensor,
+        h: Activation,
+        speech: FoldedSpeech | RoundedSpeech | PlainSpeech,
+        frames: int,
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """Each latent frame's tokens attend to that frame's speech alone; the last `frames` frames are there.
 
-        The output product's bias comes on its own where that product has not added it.
+        What they hear is to be added to x, unless it is None: then it is in x already.  So is the bias.
         """
         heads, size = self.config.num_heads, self.config.head_dim
         if isinstance(speech, RoundedSpeech):
@@ -364,7 +396,7 @@ class Dit:
             y = torch.empty(h.values.shape, dtype=self.dtype, device=self.device)
             for values, results, out in zip(p, speech.results[-frames:], y.chunk(frames), strict=True):
                 product_fp8(Quantised(values, share), results, None, out)
-            return y, block.speech_out.bias
+            return y, block.heard_bias
         if isinstance(speech, FoldedSpeech):
             scores, bias, results = (part[-frames:] for part in speech)
             assert isinstance(h, torch.Tensor)
@@ -374,11 +406,13 @@ class Dit:
             else:
                 s = torch.bmm(by_frame.float(), scores.transpose(1, 2).float())
             p = ops.softmax_groups(s, bias, self.config.context_tokens, h.dtype)
-            return torch.bmm(p, results).view(h.shape), block.speech_out.bias
+            x.view(by_frame.shape).baddbmm_(p, results)
+            return None, block.heard_bias
         q = block.speech_q(h).view(frames, -1, heads, size).transpose(1, 2)
         out = F.scaled_dot_product_attention(q, speech.keys[-frames:], speech.values[-frames:])
         out = out.transpose(1, 2).reshape(-1, heads * size)
-        return block.speech_out(ops.quantise(out, block.speech_out.form)), None
+        y = block.speech_out.add_to(x, ops.quantise(out, block.speech_out.form))
+        return y, block.heard_bias if y is None else None
 
     def _rope(self, grid: tuple[int, int, int], share: TokenShare) -> tuple[torch.Tensor, torch.Tensor]:
         key = (*grid, share.ranks.size)
@@ -404,11 +438,11 @@ def _fill_tile(x: torch.Tensor, value: float = 0.0) -> torch.Tensor:
     return torch.cat([x, x.new_full((missing, *x.shape[1:]), value)]) if missing else x
 
 
-def _round_frames(x: torch.Tensor) -> list[Quantised]:
-    """[F, O, K] as fp8 weights [O, K] of each frame."""
-    rows = ops.quantise(x.flatten(0, 1), "fp8")
-    assert isinstance(rows, Quantised)
-    frames = x.shape[0]
-    return [
-        Quantised(v, f.view(1, -1)) for v, f in zip(rows.values.chunk(frames), rows.scale.chunk(frames), strict=True)
-    ]
+def _limit(seen: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
+    """What the sum of two means of values does not exceed, both rounded on the way; float32 [1]."""
+    return 1.02 * (seen.abs().amax() + words.abs().amax()).float().view(1).clamp(min=1e-6)
+
+
+def _by_frame(values: torch.Tensor, scale: torch.Tensor) -> list[Quantised]:
+    """fp8 weights [O, K] of each frame from [F, O, K] and the rows' factors [F, O]."""
+    return [Quantised(v, f.view(1, -1)) for v, f in zip(values, scale, strict=True)]

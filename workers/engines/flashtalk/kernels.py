@@ -9,11 +9,13 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from workers.engines.flashtalk.linears import FP8, LARGEST, Form, Quantised
 
 CODES = {"plain": 0, "fp8": 1, "int8": 2}
-CROSS = (64, 32, 4, 3)  # rows, keys, warps and stages of cross_attend at head size 128
+CROSS = (64, 32, 4, 3)  # rows, keys, warps and stages of cross_attend at head size 128, as measured on an H200
+FOLD = (64, 128, 4, 1)  # rows, columns, warps and stages of fold
 
 
 # Rows are read as two blocks that cover 5120 columns exactly; one block would have to be 8192 wide, and these passes
@@ -52,10 +54,10 @@ def _add_rows(
     HAS_GATE: tl.constexpr,
 ):
     x = tl.load(x_ptr + base + c, mask, 0.0).to(tl.float32)
+    if HAS_BIAS:
+        x += tl.load(bias_ptr + c, mask, 0.0).to(tl.float32)
     if HAS_Y:
         y = tl.load(y_ptr + base + c, mask, 0.0).to(tl.float32)
-        if HAS_BIAS:
-            y += tl.load(bias_ptr + c, mask, 0.0).to(tl.float32)
         if HAS_GATE:
             y *= tl.load(gate_ptr + c, mask, 0.0)
         rounded = (x + y).to(x_ptr.dtype.element_ty)
@@ -115,13 +117,13 @@ def _result(x: torch.Tensor, form: Form, dtype: torch.dtype | None) -> tuple[tor
     return out, torch.empty((x.shape[0], 1), dtype=torch.float32, device=x.device)
 
 
-def _warps(block: int) -> int:
-    """Warps of a pass over rows, as measured on an H200 at 5120 and 13824 columns."""
-    return 4 if block <= 4096 else 8
+def _warps(form: Form) -> int:
+    """Warps of a pass over rows of 5120, as measured on an H200: a plain one behind the product that it waits for."""
+    return 4 if form == "plain" else 8
 
 
 def residual_norm(x, y, gate, mul, add, eps, form, dtype=None, bias=None):
-    """See ops.residual_norm; x is overwritten with the sum."""
+    """See ops.residual_norm; x is overwritten with the sum if there is a y."""
     n, width = x.shape
     out, scale = _result(x, form, dtype)
     first, second = _blocks(width)
@@ -143,7 +145,7 @@ def residual_norm(x, y, gate, mul, add, eps, form, dtype=None, bias=None):
         LARGEST.get(form, 1.0),
         first,
         second,
-        num_warps=_warps(first + second),
+        num_warps=_warps(form),
     )
     return x, out if form == "plain" else Quantised(out, scale)
 
@@ -243,99 +245,119 @@ def rms_rope(qkv, gain, cos, sin, eps):
 
 
 @triton.jit
-def _row_rstd(x_ptr, out_ptr, width, eps, BLOCK: tl.constexpr):
+def _row_rstd(x_ptr, out_ptr, width, eps, FIRST: tl.constexpr, SECOND: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
-    c = tl.arange(0, BLOCK)
+    c = tl.arange(0, FIRST)
+    d = FIRST + tl.arange(0, SECOND)
     x = tl.load(x_ptr + row * width + c, c < width, 0.0).to(tl.float32)
-    tl.store(out_ptr + row, tl.rsqrt(tl.sum(x * x, axis=0) / width + eps))
+    z = tl.load(x_ptr + row * width + d, d < width, 0.0).to(tl.float32)
+    tl.store(out_ptr + row, tl.rsqrt((tl.sum(x * x, axis=0) + tl.sum(z * z, axis=0)) / width + eps))
+
+
+@triton.jit
+def _scores(q, gain, k_tiles, bias_ptr, start, column, BN: tl.constexpr):
+    """Scores in powers of two: rows of q times a tile of keys, with each row's factor and each key's bias."""
+    bias = tl.load(bias_ptr + start + tl.arange(0, BN)) * 1.4426950408889634
+    return tl.dot(q, tl.trans(k_tiles.load([start, column]))) * gain + bias[None, :]
 
 
 @triton.jit
 def _cross_attend(
-    q_ptr,
+    q_tiles,
     rstd_ptr,
-    k_ptr,
-    v_ptr,
+    k_tiles,
+    v_tiles,
     bias_ptr,
-    out_ptr,
+    out_tiles,
     limit_ptr,
     scale_ptr,
     n,
-    heads,
     image_tokens,
     all_tokens,
+    LONG: tl.constexpr,
     HAS_LIMIT: tl.constexpr,
     TOP: tl.constexpr,
     HEAD: tl.constexpr,
+    FIRST: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
 ):
-    head = tl.program_id(1)
-    rows = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)
-    d = tl.arange(0, HEAD)
-    width = heads * HEAD
-    row_mask = rows < n
-    place = rows[:, None] * width + head * HEAD + d[None, :]
-    q = tl.load(q_ptr + place, row_mask[:, None], 0.0).to(tl.float32)
-    q = (q * tl.load(rstd_ptr + rows, row_mask, 0.0)[:, None]).to(q_ptr.dtype.element_ty)
-    total = tl.zeros((BM, HEAD), tl.float32)
-    for part in tl.static_range(2):
-        if part == 0:
-            first = 0
-            last = image_tokens
-        else:
-            first = image_tokens
-            last = all_tokens
-        top = tl.full((BM,), -1e38, tl.float32)
-        weight = tl.zeros((BM,), tl.float32)
-        acc = tl.zeros((BM, HEAD), tl.float32)
-        for start in range(first, last, BN):  # both counts are multiples of BN, so nothing is masked
-            t = start + tl.arange(0, BN)
-            where = t[:, None] * width + head * HEAD + d[None, :]
-            k = tl.load(k_ptr + where)
-            bias = tl.load(bias_ptr + t) * 1.4426950408889634
-            s = tl.dot(q, tl.trans(k)) * 1.4426950408889634 + bias[None, :]
-            new_top = tl.maximum(top, tl.max(s, axis=1))
-            p = tl.exp2(s - new_top[:, None])
-            shrink = tl.exp2(top - new_top)
-            weight = weight * shrink + tl.sum(p, axis=1)
-            v = tl.load(v_ptr + where)
-            acc = acc * shrink[:, None] + tl.dot(p.to(v_ptr.dtype.element_ty), v)
-            top = new_top
-        total += acc / weight[:, None]
+    # FIRST keys are the image's alone.  The tile after them holds its last ones and the first of the text; what a long
+    # prompt has beyond that is read twice, for the weights' sum and for the result.  Both softmaxes add into one
+    # result, the text's weights in the measure of the image's.
+    head = tl.program_id(0)
+    column = head * HEAD
+    first_row = tl.program_id(1) * BM
+    rows = first_row + tl.arange(0, BM)
+    inside = rows < n
+    q = q_tiles.load([first_row, column])
+    gain = (tl.load(rstd_ptr + rows, inside, 0.0) * 1.4426950408889634)[:, None]
+    seen = (FIRST + tl.arange(0, BN) < image_tokens)[None, :]
+    s_both = _scores(q, gain, k_tiles, bias_ptr, FIRST, column, BN)
+    # Weights are taken against one of the image's keys, not against the largest: nothing has to be rescaled on the way,
+    # and only a key 2^160 times as heavy as that one would be cut.
+    top = tl.max(tl.where(seen, s_both, -1e38), axis=1) + 60.0
+    weight = tl.zeros((BM,), tl.float32)
+    acc = tl.zeros((BM, HEAD), tl.float32)
+    for start in range(0, FIRST, BN):
+        s = _scores(q, gain, k_tiles, bias_ptr, start, column, BN)
+        p = tl.exp2(tl.minimum(s - top[:, None], 100.0))
+        weight += tl.sum(p, axis=1)
+        acc = tl.dot(p.to(q.dtype), v_tiles.load([start, column]), acc)
+    top_read = tl.max(tl.where(seen, -1e38, s_both), axis=1)
+    read = tl.zeros((BM,), tl.float32)
+    if LONG:
+        for start in range(FIRST + BN, all_tokens, BN):
+            s = _scores(q, gain, k_tiles, bias_ptr, start, column, BN)
+            new_top = tl.maximum(top_read, tl.max(s, axis=1))
+            read = read * tl.exp2(top_read - new_top) + tl.sum(tl.exp2(s - new_top[:, None]), axis=1)
+            top_read = new_top
+    p = tl.exp2(s_both - tl.where(seen, top[:, None], top_read[:, None]))
+    weight += tl.sum(tl.where(seen, p, 0.0), axis=1)
+    read += tl.sum(tl.where(seen, 0.0, p), axis=1)
+    ratio = (weight / read)[:, None]
+    acc = tl.dot((p * tl.where(seen, 1.0, ratio)).to(q.dtype), v_tiles.load([FIRST, column]), acc)
+    if LONG:
+        for start in range(FIRST + BN, all_tokens, BN):
+            s = _scores(q, gain, k_tiles, bias_ptr, start, column, BN)
+            p = tl.exp2(s - top_read[:, None]) * ratio
+            acc = tl.dot(p.to(q.dtype), v_tiles.load([start, column]), acc)
+    factor = 1.0 / weight
     if HAS_LIMIT:
         limit = tl.load(limit_ptr)
-        total = total * (TOP / limit)
+        factor *= TOP / limit
         if head == 0:
-            tl.store(scale_ptr + rows, tl.zeros((BM,), tl.float32) + limit / TOP, row_mask)
-    tl.store(out_ptr + place, total.to(out_ptr.dtype.element_ty), row_mask[:, None])
+            tl.store(scale_ptr + rows, tl.zeros((BM,), tl.float32) + limit / TOP, inside)
+    out_tiles.store([first_row, column], (acc * factor[:, None]).to(out_tiles.dtype))
 
 
 def cross_attend(q, keys, values, bias, image_tokens, eps, limit=None):
     """See ops.cross_attend."""
     n, width = q.shape
     heads, head = keys.shape[1], keys.shape[2]
-    rstd = torch.empty(n, dtype=torch.float32, device=q.device)
-    block = triton.next_power_of_2(width)
-    _row_rstd[(n,)](q, rstd, width, eps, block, num_warps=_warps(block))
-    out, scale = _result(q, "plain" if limit is None else "fp8", None)
     bm, bn, warps, stages = CROSS
-    _cross_attend[(triton.cdiv(n, bm), heads)](
-        q,
+    first = 1 << (image_tokens.bit_length() - 1)
+    assert first < image_tokens < first + bn, "the kernel's tiles are cut for 257 image tokens"
+    rstd = torch.empty(n, dtype=torch.float32, device=q.device)
+    _row_rstd[(n,)](q, rstd, width, eps, *_blocks(width), num_warps=4)
+    out, scale = _result(q, "plain" if limit is None else "fp8", None)
+    _cross_attend[(heads, triton.cdiv(n, bm))](
+        TensorDescriptor.from_tensor(q, [bm, head]),
         rstd,
-        keys,
-        values,
+        TensorDescriptor.from_tensor(keys.flatten(1), [bn, head]),
+        TensorDescriptor.from_tensor(values.flatten(1), [bn, head]),
         bias,
-        out,
+        TensorDescriptor.from_tensor(out, [bm, head]),
         limit if limit is not None else rstd,
         scale,
         n,
-        heads,
         image_tokens,
         keys.shape[0],
+        keys.shape[0] > first + bn,
         limit is not None,
         LARGEST["fp8"],
         head,
+        first,
         bm,
         bn,
         num_warps=warps,
@@ -348,12 +370,16 @@ def cross_attend(q, keys, values, bias, image_tokens, eps, limit=None):
 def _fold(
     t_ptr,
     w_ptr,
+    scale_ptr,
     out_ptr,
     heads,
     rows,
     width,
+    token_stride,
     row_stride,
     column_stride,
+    factor,
+    HAS_SCALE: tl.constexpr,
     GROUP: tl.constexpr,
     HEAD: tl.constexpr,
     TURNED: tl.constexpr,
@@ -362,33 +388,61 @@ def _fold(
 ):
     head = tl.program_id(0)
     c = tl.program_id(1) * BN + tl.arange(0, BN)
-    i = tl.arange(0, HEAD)
-    w_place = (head * HEAD + i)[:, None] * row_stride + c[None, :] * column_stride
-    w = tl.load(w_ptr + w_place, (c < width)[None, :], 0.0)
+    there = c < width
+    i = head * HEAD + tl.arange(0, HEAD)
+    w = tl.load(w_ptr + i[:, None] * row_stride + c[None, :] * column_stride, there[None, :], 0.0)
     for start in range(0, rows, BM):
         r = start + tl.arange(0, BM)
-        inside = (r < rows)[:, None]
-        place = ((r // GROUP) * heads + head) * GROUP + r % GROUP
-        t = tl.load(t_ptr + place[:, None] * HEAD + i[None, :], inside, 0.0)
-        o = tl.dot(t, w).to(out_ptr.dtype.element_ty)
+        inside = r < rows
+        t = tl.load(t_ptr + r[:, None] * token_stride + i[None, :], inside[:, None], 0.0)
+        o = tl.dot(t, w) * factor
+        frame = (r // GROUP).to(tl.int64)
+        place = head * GROUP + r % GROUP
         if TURNED:
-            out = ((r // GROUP).to(tl.int64)[None, :] * width + c[:, None]) * (heads * GROUP)
-            out += (head * GROUP + r % GROUP)[None, :]
-            tl.store(out_ptr + out, tl.trans(o), (r < rows)[None, :] & (c < width)[:, None])
+            row = frame[None, :] * width + c[:, None]
+            mask = inside[None, :] & there[:, None]
+            o = tl.trans(o)
+            out = row * (heads * GROUP) + place[None, :]
+            if HAS_SCALE:
+                o = o / tl.load(scale_ptr + row, mask, 1.0)
         else:
-            out = place.to(tl.int64)[:, None] * width + c[None, :]
-            tl.store(out_ptr + out, o, inside & (c < width)[None, :])
+            row = frame * (heads * GROUP) + place
+            mask = inside[:, None] & there[None, :]
+            out = row[:, None] * width + c[None, :]
+            if HAS_SCALE:
+                o = o * (1.0 / tl.load(scale_ptr + row, inside, 1.0))[:, None]
+        tl.store(out_ptr + out, o.to(out_ptr.dtype.element_ty), mask)
 
 
-def fold(tokens, weight, transposed, turned=False):
+def fold(tokens, weight, heads, transposed, turned, factor, scale):
     """See ops.fold."""
-    frames, heads, group, head = tokens.shape
+    frames, group, _ = tokens.shape
     width = weight.shape[0] if transposed else weight.shape[1]
     strides = (weight.stride(1), weight.stride(0)) if transposed else (weight.stride(0), weight.stride(1))
     shape = (frames, width, heads * group) if turned else (frames, heads * group, width)
-    out = torch.empty(shape, dtype=tokens.dtype, device=tokens.device)
-    grid = (heads, triton.cdiv(width, 128))
-    _fold[grid](tokens, weight, out, heads, frames * group, width, *strides, group, head, turned, 64, 128, num_warps=4)
+    out = torch.empty(shape, dtype=tokens.dtype if scale is None else FP8, device=tokens.device)
+    assert tokens.stride(0) == group * tokens.stride(1), "tokens are rows of one product"
+    bm, bn, warps, stages = FOLD
+    _fold[(heads, triton.cdiv(width, bn))](
+        tokens,
+        weight,
+        scale if scale is not None else tokens,
+        out,
+        heads,
+        frames * group,
+        width,
+        tokens.stride(1),
+        *strides,
+        factor,
+        scale is not None,
+        group,
+        tokens.shape[2] // heads,
+        turned,
+        bm,
+        bn,
+        num_warps=warps,
+        num_stages=stages,
+    )
     return out
 
 

@@ -80,6 +80,17 @@ class Linear:
             return scale_product(product, x.scale, self.scale, self.bias)
         return (product.float() * x.scale * self.scale + self.bias.float()).to(self.bias.dtype)
 
+    def add_to(self, total: torch.Tensor, x: Activation) -> torch.Tensor | None:
+        """A plain layer adds x W^T to `total` in the product itself and leaves its bias out; others return y.
+
+        The sum is rounded once instead of twice, and a pass over memory is saved.
+        """
+        if self.form != "plain":
+            return self(x)
+        assert isinstance(x, torch.Tensor)
+        total.addmm_(x, self.weight.t())
+        return None
+
     def gelu(self, x: torch.Tensor) -> torch.Tensor:
         """GELU(tanh) of a plain layer's product, fused into the product where the library can."""
         assert self.form == "plain"

@@ -43,17 +43,18 @@ def residual_norm(
     dtype: torch.dtype | None = None,
     bias: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, Activation]:
-    """x + (y + bias) * gate, and its layer norm times `mul` plus `add` (float32 [D]) in the next layer's form.
+    """x + bias + y * gate, and its layer norm times `mul` plus `add` (float32 [D]) in the next layer's form.
 
-    `x` may be overwritten.  `dtype` asks for a plain result of another type than x's.  `bias` [D] is what the product
-    that made `y` left out.
+    `x` may be overwritten; without `y` it is left as it is, and `bias` [D] counts for the norm alone.  `bias` is what
+    the products in x and y left out.  `dtype` asks for a plain result of another type than x's.
     """
     if fused(x):
         return kernels.residual_norm(x, y, gate, mul, add, eps, form, dtype, bias)
+    total = x.float() if bias is None else x.float() + bias.float()
     if y is not None:
-        y = y.float() if bias is None else y.float() + bias.float()
-        x = (x.float() + (y if gate is None else y * gate)).to(x.dtype)
-    h = F.layer_norm(x.float(), x.shape[-1:], eps=eps) * mul + add
+        x = (total + (y.float() if gate is None else y.float() * gate)).to(x.dtype)
+        total = x.float()
+    h = F.layer_norm(total, x.shape[-1:], eps=eps) * mul + add
     return x, h.to(dtype or x.dtype) if form == "plain" else round_rows(h, form)
 
 
@@ -97,8 +98,9 @@ def cross_attend(
     """Attention to the image's and the text's tokens, two softmaxes whose results are added, [N, D].
 
     q [N, D] is not normalised yet: its gain and the softmax scale are already in `keys` [L, heads, head_dim], image
-    tokens first, both counts multiples of 32.  bias float32 [L] is added to the scores; it counts how often a token
-    stands for equal ones.  `limit` float32 [1] is a number that no result exceeds; given it, the result is fp8.
+    tokens first; the kernel wants 257 of these and L a multiple of 32.  bias float32 [L] is added to the
+    scores; it counts how often a token stands for equal ones.  `limit` float32 [1] is a number that no result exceeds;
+    given it, the result is fp8.
     """
     if fused(q):
         return kernels.cross_attend(q, keys, values, bias, image_tokens, eps, limit)
@@ -118,16 +120,30 @@ def cross_attend(
     return Quantised((out.float() / scale).to(FP8), scale.contiguous())
 
 
-def fold(tokens: torch.Tensor, weight: torch.Tensor, transposed: bool, turned: bool = False) -> torch.Tensor:
-    """Each head's tokens [F, H, T, size] times its rows of a weight [H * size, D], [F, H * T, D].
+def fold(
+    tokens: torch.Tensor,
+    weight: torch.Tensor,
+    heads: int,
+    *,
+    transposed: bool,
+    turned: bool = False,
+    factor: float = 1.0,
+    scale: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Each head's part of tokens [F, T, H * size] times its rows of a weight [H * size, D] and `factor`, [F, H * T, D].
 
-    `transposed` takes the head's columns of a weight [D, H * size] instead; `turned` gives [F, D, H * T].
+    `transposed` takes the head's columns of a weight [D, H * size] instead; `turned` gives [F, D, H * T].  `scale`
+    float32 [F, rows of the result] divides each row, and the result is fp8.
     """
     if fused(tokens):
-        return kernels.fold(tokens.contiguous(), weight, transposed, turned)
+        return kernels.fold(tokens, weight, heads, transposed, turned, factor, scale)
     rows = weight.t() if transposed else weight
-    folded = torch.matmul(tokens, rows.reshape(tokens.shape[1], tokens.shape[3], -1)).flatten(1, 2)
-    return folded.transpose(1, 2).contiguous() if turned else folded
+    parts = tokens.unflatten(2, (heads, -1)).transpose(1, 2)  # [F, H, T, size]
+    folded = torch.matmul(parts, rows.reshape(heads, parts.shape[3], -1)).flatten(1, 2) * factor
+    folded = folded.transpose(1, 2).contiguous() if turned else folded
+    if scale is None:
+        return folded
+    return (folded.float() / scale[..., None]).clamp(-LARGEST["fp8"], LARGEST["fp8"]).to(FP8)
 
 
 def softmax_groups(scores: torch.Tensor, bias: torch.Tensor, group: int, dtype: torch.dtype) -> torch.Tensor:

@@ -92,10 +92,10 @@ def spread(
     dtype: torch.dtype,
     keep: bool,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """SiLU of the channel norm of (residual + y + bias), transformed: [6 * tiles + 1, H, W, C]; the sum too where `keep`.
+    """SiLU of the channel norm of (residual + y + bias), transformed; the sum too where `keep`.
 
-    Six planes of `tiles` frames and then the first frame as it is.  The norm is that of ops.residual_rms_silu; `dtype`
-    is the activations'.
+    That is [6 * tiles + 1, H, W, C]: six planes of `tiles` frames, and then the first frame as it is.  The norm is that
+    of ops.residual_rms_silu; `dtype` is the activations'.
     """
     frames, rows, columns, channels = y.shape
     tiles = tiles_of(frames)
