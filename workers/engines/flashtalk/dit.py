@@ -379,7 +379,7 @@ class Dit:
     ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """Each latent frame's tokens attend to that frame's speech alone; the last `frames` frames are there.
 
-        What they hear is to be added to x, unless it is None: then it is in x already.  So is the bias.
+        Returns what is to be added to x, or None where it has been, and the bias that is still to be added.
         """
         heads, size = self.config.num_heads, self.config.head_dim
         if isinstance(speech, RoundedSpeech):

@@ -52,7 +52,7 @@ from workers.engines.flashtalk.vae import Vae
 from workers.engines.ranks import ALONE, join_ranks, local_rank
 
 ENGINE_ID = "soulx-flashtalk-14b"
-PIXELS_VERSION = 2  # raised whenever the same film would get other pixels
+PIXELS_VERSION = 3  # raised whenever the same film would get other pixels
 DEFAULT_SIZE = (448, 768)
 DEFAULT_PROMPT = "A person is talking. Only the foreground characters are moving, the background remains static."
 MAX_PIXELS = 1280 * 720
