@@ -1,14 +1,16 @@
 #!/usr/bin/env python3
 """What a finished film shows: does the mouth follow the speech, does the face live, does the picture hold still?
 
-    .venv/bin/python scripts/measure_film.py FILM.mp4 [--audio SPEECH] [--text TEXT | --phones FILE]
+    .venv/bin/python scripts/measure_film.py FILM.mp4 [--audio SPEECH] [--text TEXT | --phones FILE] [--portrait FILE]
 
 The frames are decoded and the face mesh is run on each of them, so the figures are those of the picture and not of the
 commands that drew it.  The sound is the film's own unless --audio names another.  The control curve is what our speech
 network makes of that sound; a mesh that follows the picture lags by nothing if the film is in sync.
 
 With --text, the English words that are said, pocketsphinx finds the phones; --phones names a file that has them, as
-scripts/mouth/reading_en.phones.  Lips are then measured against the phones as well, which our network had no part in.
+scripts/mouth/reading_en.phones.  Lips are then measured against the phones as well, which our network had no part in:
+the mesh looks at each frame four times.  With --portrait, the picture that the film was made of, the mesh's scale is
+made even as well, by known openings drawn into that picture.
 Where dlib and face_recognition_models are installed, the distance to the person of the first frame is measured too.
 """
 
@@ -17,7 +19,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -46,11 +48,15 @@ from workers.engines.preview import film_facts, landmarks  # noqa: E402
 from workers.engines.preview.articulation import SpeechCurves, SpeechNetwork  # noqa: E402
 from workers.engines.preview.face import FaceReader  # noqa: E402
 from workers.engines.preview.film_facts import SpeechRange  # noqa: E402
-from workers.engines.preview.motion import Motion, Pose  # noqa: E402
+from workers.engines.preview.framing import frame_portrait  # noqa: E402
+from workers.engines.preview.motion import STILL, Motion, Pose  # noqa: E402
+from workers.engines.preview.mouth import MouthWarp, measure_mouth  # noqa: E402
+from workers.engines.preview.renderer import Renderer  # noqa: E402
 from workers.engines.preview.settings import PreviewSettings  # noqa: E402
 from workers.engines.preview.shaping import ease, luminance  # noqa: E402
 
 Doubles = npt.NDArray[np.float64]
+Picture = npt.NDArray[np.uint8]
 
 _LAG_SECONDS = 0.2  # the furthest that speech and picture are moved against each other
 _LAG_STEP = 0.005
@@ -63,6 +69,15 @@ _NEAR_SECONDS = 0.04  # by which a closure may be early or late: a frame
 _EYE_CORNERS = ([33, 133], [362, 263])  # left to right in the picture
 # Corners of the eyes, bridge and sides of the nose, temples: what speech does not move.
 _RIGID = [33, 133, 362, 263, 168, 6, 197, 195, 48, 278, 127, 356]
+# The middle of each lip lies half way between its borders: their middle landmarks, of the upper lip and of the lower.
+_UPPER_LIP = landmarks.UPPER_INNER_LIP[4:7] + landmarks.UPPER_OUTER_LIP[4:7]
+_LOWER_LIP = landmarks.LOWER_INNER_LIP[4:7] + landmarks.LOWER_OUTER_LIP[4:7]
+# What the mesh looks at besides its usual region: closer, and a little lower; a mirror image is the last look.
+_LOOKS = ({"scale": 0.85}, {"lower": 0.05})
+# The mouths that the scale of the mesh is made even by: shut, then opened so far, each neutral, rounded and spread.
+_SPEAKS = replace(STILL, talk=1.0, level=0.8, rest_seconds=0.0, close=0.0)
+_MOUTHS = ({"wide": 0.35, "round": 0.0}, {"wide": 0.35, "round": 0.4, "yaw": 0.5}, {"wide": 0.55, "yaw": -0.5})
+_OPENINGS = np.linspace(0, 1.4, 15).tolist()
 
 
 @dataclass(frozen=True)
@@ -148,6 +163,8 @@ class Seen:
     eyes: Doubles  # [frames, 2, pixels], luma of the person's right and left eye, its mean 0 and its length 1
     beside: float  # mean distance of the picture around the head from its median, levels
     identity: float | None  # mean distance of faces, every tenth frame
+    lips: Doubles  # how far their middles are apart, pixels; empty if that was not asked for
+    size: tuple[int, int]  # width and height, pixels
 
 
 def decode_sound(path: Path) -> Sound:
@@ -165,10 +182,11 @@ def decode_sound(path: Path) -> Sound:
     return Sound(np.concatenate(pieces) if pieces else np.zeros(0, np.float32))
 
 
-def watch(film: Path, reader: FaceReader) -> tuple[Seen, Fraction]:
-    """Run the mesh on every frame.  Raises InputError when it is no film or shows no face."""
+def watch(film: Path, reader: FaceReader, closely: bool = False) -> tuple[Seen, Fraction]:
+    """Run the mesh on every frame; `closely` reads the lips.  Raises InputError when it is no film or has no face."""
     points: list[Doubles] = []
-    light, eyes, around, faces_seen = [], [], [], []
+    light, eyes, lips, around, faces_seen = [], [], [], [], []
+    size = 0, 0
     recognise = person_reader()
     ring: npt.NDArray[np.bool_] | None = None
     last: Doubles | None = None
@@ -178,12 +196,15 @@ def watch(film: Path, reader: FaceReader) -> tuple[Seen, Fraction]:
             for frame in media.decode(video=0):
                 picture = frame.to_ndarray(format="bgr24")
                 if last is None:
+                    size = picture.shape[1], picture.shape[0]
                     faces = reader.detect(picture)
                     if not faces:
                         raise InputError(f"{film} shows no face in frame {len(points)}")
                     last = reader.mesh(picture, faces[0]).points
                 last = reader.mesh_again(picture, last).points
                 points.append(last[:, :2])
+                if closely:
+                    lips.append(lips_apart(picture, last, reader))
                 luma = luminance(picture)
                 light.append(float(luma.mean()))
                 eyes.append([cut_eye(luma, last[corners, :2]) for corners in _EYE_CORNERS])
@@ -201,7 +222,63 @@ def watch(film: Path, reader: FaceReader) -> tuple[Seen, Fraction]:
     moved = float(np.abs(beside - np.median(beside, axis=0)).mean()) if beside.size else 0.0
     unlike = [float(np.linalg.norm(face - faces_seen[0])) for face in faces_seen[1:]]
     identity = float(np.mean(unlike)) if unlike else None
-    return Seen(np.stack(points), np.array(light), np.array(eyes), moved, identity), Fraction(rate)
+    seen = Seen(np.stack(points), np.array(light), np.array(eyes), moved, identity, np.array(lips), size)
+    return seen, Fraction(rate)
+
+
+def lips_apart(picture: Picture, points: Doubles, reader: FaceReader) -> float:
+    """How far the middles of the lips are apart, in pixels along the face: the mean of several looks of the mesh.
+
+    What differs between looks at one picture is the mesh's own noise, which is not to be laid on the film.
+    """
+    mirrored = points.copy()
+    mirrored[:, 0] = picture.shape[1] - 1 - points[:, 0]
+    sides = [landmarks.RIGHT_EYE_OUTER, landmarks.LEFT_EYE_OUTER]
+    mirrored[sides] = mirrored[sides[::-1]]  # the mesh tells by them which way is up
+    looks = [points, *(reader.mesh_at(picture, points, **how).points for how in _LOOKS)]
+    looks.append(reader.mesh_at(np.ascontiguousarray(picture[:, ::-1]), mirrored).points)
+    found = []
+    for look in looks:
+        down = look[landmarks.CHIN, :2] - look[landmarks.FOREHEAD, :2]
+        apart = look[_LOWER_LIP, :2] - look[_UPPER_LIP, :2]
+        found.append(float((apart @ down).mean() / np.linalg.norm(down)))
+    return float(np.mean(found))
+
+
+def make_ruler(picture: Picture, size: tuple[int, int], reader: FaceReader) -> tuple[Doubles, Doubles]:
+    """How `lips_apart` reads known openings drawn into a portrait: rising readings, and the openings, both in pixels.
+
+    The mesh is no even ruler: it reads lips that stand a quarter of the half width apart as nearly shut in some faces,
+    and lips that touch as apart in others.  Neither the film's sound nor what it asked for has a part in this.
+    """
+    width, height = size
+    portrait = frame_portrait(picture, width, height, "auto", reader)
+    renderer, mouth = Renderer(portrait, 1.0), MouthWarp(measure_mouth(portrait), 1.0)
+    frame = np.empty((height * 3 // 2, width), np.uint8)
+    last = portrait.points
+    readings, openings = [], []
+    mouths = [replace(_SPEAKS, **shape) for shape in _MOUTHS]
+    for pose in [replace(_SPEAKS, close=1.0), *(replace(pose, open=far) for far in _OPENINGS for pose in mouths)]:
+        renderer.draw(pose, frame)
+        drawn = np.asarray(cv2.cvtColor(frame, cv2.COLOR_YUV2BGR_I420), np.uint8)
+        last = reader.mesh_again(drawn, last).points
+        readings.append(lips_apart(drawn, last, reader))
+        openings.append(mouth.shape(pose).opening)
+    read = np.array(readings)
+    order = np.argsort(read, kind="stable")
+    return read[order], rising(np.array(openings)[order])
+
+
+def rising(values: Doubles) -> Doubles:
+    """The curve next to `values` that never falls (pooling adjacent violators)."""
+    pools: list[tuple[float, int]] = []
+    for value in values.tolist():
+        mean, size = value, 1
+        while pools and pools[-1][0] >= mean:
+            before, more = pools.pop()
+            mean, size = (mean * size + before * more) / (size + more), size + more
+        pools.append((mean, size))
+    return np.repeat([mean for mean, _ in pools], [size for _, size in pools])
 
 
 def ring_around(matte: npt.NDArray[np.float32], points: Doubles) -> npt.NDArray[np.bool_]:
@@ -250,9 +327,11 @@ def measure(
     reader: FaceReader | None = None,
     text: str | None = None,
     phones: Path | None = None,
+    portrait: Path | None = None,
 ) -> Figures:
     """All figures of one film.  Raises InputError for files that cannot be read."""
-    seen, rate = watch(film, reader or FaceReader())
+    reader = reader or FaceReader()
+    seen, rate = watch(film, reader, closely=text is not None or phones is not None)
     sound = decode_sound(audio or film)
     fps, frames = float(rate), len(seen.points)
     poses = control_poses(sound, rate, frames)
@@ -263,6 +342,7 @@ def measure(
     wide = float(np.percentile(aperture, 95))
     to_close = spans(np.array([pose.close > 0.6 and ease(0.15, 0.5, pose.talk) > 0.9 for pose in poses]))
     closed = aperture < max(_CLOSED_SHARE * wide, float(np.percentile(aperture, 5)) + 0.02)
+    ruler = make_ruler(_read_picture(portrait), seen.size, reader) if portrait is not None else None
     place, roll, face = head(seen.points)
     return Figures(
         fps=fps,
@@ -284,8 +364,15 @@ def measure(
         flicker=float(np.abs(np.diff(seen.light, 2)).mean()) if frames > 2 else 0.0,
         beside=seen.beside,
         identity=seen.identity,
-        **against_phones(seen.points, (aperture, asked), closed, fps, _phones_of(sound, text, phones)),
+        **against_phones(seen, closed, fps, _phones_of(sound, text, phones), ruler),
     )
+
+
+def _read_picture(path: Path) -> Picture:
+    picture = cv2.imread(str(path))
+    if picture is None:
+        raise InputError(f"cannot read the portrait {path}; it must be a picture, as a JPEG or a PNG")
+    return np.asarray(picture, np.uint8)
 
 
 def _phones_of(sound: Sound, text: str | None, phones: Path | None) -> tuple[Segment, ...]:
@@ -294,53 +381,30 @@ def _phones_of(sound: Sound, text: str | None, phones: Path | None) -> tuple[Seg
     return aligning.align(sound.read(0, len(sound)), text) if text is not None else ()
 
 
-def even_scale(read: Doubles, asked: Doubles) -> Doubles:
-    """What was asked for at each reading of the mesh: the best curve that never falls (pooling adjacent violators).
-
-    The mesh is no even ruler: it reads lips that stand a quarter of the half width apart as nearly shut in some faces,
-    and lips that touch as apart in others.  The scale knows nothing of the phones, nor of when a frame is shown.
-    """
-    order = np.argsort(read, kind="stable")
-    pools: list[tuple[float, int]] = []
-    for value in asked[order].tolist():
-        mean, size = value, 1
-        while pools and pools[-1][0] >= mean:
-            before, more = pools.pop()
-            mean, size = (mean * size + before * more) / (size + more), size + more
-        pools.append((mean, size))
-    even = np.empty(len(read))
-    even[order] = np.repeat([mean for mean, _ in pools], [size for _, size in pools])
-    return even
-
-
 def against_phones(
-    points: Doubles,
-    apart: tuple[Doubles, Doubles],
+    seen: Seen,
     closed: npt.NDArray[np.bool_],
     fps: float,
     segments: tuple[Segment, ...],
+    ruler: tuple[Doubles, Doubles] | None,
 ) -> dict[str, Any]:
-    """What the lips do at the phones that are said, from how far `apart` they are and should be.
-
-    Nothing without phones.
-    """
+    """What the lips do at the phones that are said; nothing without phones."""
     if not segments:
         return {}
-    aperture, asked = apart
-    frames = len(aperture)
+    frames = len(closed)
     middles = (np.arange(frames) + 0.5) / fps
     curves = draw_curves(segments, round(segments[-1].stop * RATE) + RATE)
     opened = np.interp(middles * RATE - 0.5, np.arange(len(curves)), curves[:, 0])
-    r, lag = best_lag(aperture, opened, fps)
-    corners = points[:, [landmarks.RIGHT_CORNER, landmarks.LEFT_CORNER]]
+    r, lag = best_lag(seen.lips, opened, fps)
+    corners = seen.points[:, [landmarks.RIGHT_CORNER, landmarks.LEFT_CORNER]]
     width = np.linalg.norm(corners[:, 0] - corners[:, 1], axis=1)
-    said, seen, spread, rounded = 0, 0, [], []
+    said, shut, spread, rounded = 0, 0, [], []
     for segment in segments:
         known = letters(segment.phone)
         near = (middles > segment.start - _NEAR_SECONDS) & (middles < segment.stop + _NEAR_SECONDS)
         if known and known[0] in BILABIALS and near.any():
             said += 1
-            seen += bool(closed[near].any())
+            shut += bool(closed[near].any())
         elif len(known) == 1 and known[0] in WIDE_VOWELS | ROUND_VOWELS and segment.stop * fps < frames:
             (rounded if known[0] in ROUND_VOWELS else spread).append(
                 width[int((segment.start + segment.stop) / 2 * fps)]
@@ -349,9 +413,9 @@ def against_phones(
     return {
         "phones_r": r,
         "phones_lag_ms": lag,
-        "phones_even_r": best_lag(even_scale(aperture, asked), opened, fps)[0],
+        "phones_even_r": None if ruler is None else best_lag(np.interp(seen.lips, *ruler), opened, fps)[0],
         "bilabials": said,
-        "bilabials_seen": seen,
+        "bilabials_seen": shut,
         "told_apart": told,
     }
 
@@ -367,7 +431,7 @@ def control_poses(sound: Sound, rate: Fraction, frames: int) -> list[Pose]:
 
 def wanted_opening(pose: Pose) -> float:
     """How far the lips should be apart, in any unit."""
-    return pose.open * ease(0.15, 0.5, pose.talk) * (1 - ease(0.28, 0.58, pose.close))
+    return pose.open * ease(0.15, 0.5, pose.talk) * (1 - pose.closing)
 
 
 def apertures(points: Doubles) -> Doubles:
@@ -457,13 +521,15 @@ def main() -> int:
     parser.add_argument("--audio", type=Path, help="the speech, if the film's own sound is not it")
     parser.add_argument("--text", help="the English words that are said, or a file of them")
     parser.add_argument("--phones", type=Path, help="a file of the phones that are said")
+    parser.add_argument("--portrait", type=Path, help="the picture that the film was made of")
     chosen = parser.parse_args()
     text = chosen.text
     if text is not None and len(text) < 250 and Path(text).is_file():
         text = Path(text).read_text("utf-8")
     cv2.setNumThreads(1)
     try:
-        print(table(measure(chosen.film, chosen.audio, text=text, phones=chosen.phones)))
+        figures = measure(chosen.film, chosen.audio, text=text, phones=chosen.phones, portrait=chosen.portrait)
+        print(table(figures))
     except FarmError as error:
         sys.stderr.write(f"{error}\n")
         return error.exit_code

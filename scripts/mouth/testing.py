@@ -91,13 +91,13 @@ def join(utterances: Iterable[Utterance], pause: float = 0.4) -> Utterance:
 
 def opening(pose: Pose) -> float:
     """How far the lips are apart, in any unit, as mouth.py has it."""
-    return pose.open * ease(0.15, 0.5, pose.talk) * (1 - ease(0.28, 0.58, pose.close))
+    return pose.open * ease(0.15, 0.5, pose.talk) * (1 - pose.closing)
 
 
 def count(figures: Figures, said: Utterance, poses: list[Pose]) -> None:
     """Add one film to its group."""
     middles = (np.arange(len(poses)) + 0.5) / FPS
-    shut = np.array([ease(0.28, 0.58, p.close) > 0.9 or ease(0.15, 0.5, p.talk) < 0.1 for p in poses])
+    shut = np.array([p.closing > 0.9 or ease(0.15, 0.5, p.talk) < 0.1 for p in poses])
     explained = np.array([ease(0.15, 0.5, p.talk) < 0.5 for p in poses])
     for before, segment in zip((None, *said.segments), said.segments, strict=False):
         near = (middles >= segment.start - _AROUND) & (middles <= segment.stop + _AROUND)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
@@ -17,6 +18,10 @@ from tests.engines.preview.conftest import ASTRONAUT, MakeFilm, Samples, Sound, 
 from workers.engines.contract import DRIVING_RATE, Engine
 from workers.engines.preview.face import FaceReader
 from workers.engines.preview.film_facts import SpeechRange, measure
+from workers.engines.preview.framing import frame_portrait
+from workers.engines.preview.motion import STILL
+from workers.engines.preview.mouth import MouthWarp, measure_mouth
+from workers.engines.preview.renderer import Renderer
 
 sys.path.insert(0, str(ROOT / "scripts"))
 import measure_film
@@ -95,14 +100,36 @@ def test_without_speech_the_range_is_an_ordinary_voices() -> None:
         assert SpeechRange.from_facts(measure(Sound(sound))) == SpeechRange()
 
 
-def test_an_uneven_ruler_is_made_even_and_a_wrong_curve_is_not() -> None:
-    chance = np.random.default_rng(0)
-    asked = np.convolve(chance.random(400), np.hanning(9), "same")
-    asked /= asked.max()
-    assert np.corrcoef(measure_film.even_scale(0.1 + asked**3, asked), asked)[0, 1] > 0.999
-    late = measure_film.even_scale(np.roll(asked, 6), asked)
-    assert np.corrcoef(late, asked)[0, 1] < 0.5, "what is shown too late stays too late"
-    assert (np.diff(late[np.argsort(np.roll(asked, 6))]) >= 0).all()
+def test_the_curve_next_to_values_that_never_falls() -> None:
+    values = np.array([0.0, 2.0, 1.0, 3.0, 3.0, 2.0, 5.0])
+    assert measure_film.rising(values).tolist() == pytest.approx([0, 1.5, 1.5, 8 / 3, 8 / 3, 8 / 3, 5])
+
+
+def test_known_openings_make_the_mesh_an_even_ruler(reader: FaceReader) -> None:
+    picture = cv2.imread(str(ASTRONAUT))
+    readings, openings = measure_film.make_ruler(picture, (256, 256), reader)
+    assert (np.diff(readings) >= 0).all()
+    assert (np.diff(openings) >= 0).all()
+    portrait = frame_portrait(picture, 256, 256, "auto", reader)
+    renderer, mouth = Renderer(portrait, 1.0), MouthWarp(measure_mouth(portrait), 1.0)
+    frame = np.empty((384, 256), np.uint8)
+    speaks = replace(STILL, talk=1.0, level=0.8, rest_seconds=0.0, close=0.0)
+    for pose in (replace(speaks, open=far, wide=0.45) for far in (0.15, 0.45, 0.85)):
+        renderer.draw(pose, frame)
+        drawn = cv2.cvtColor(frame, cv2.COLOR_YUV2BGR_I420)
+        read = measure_film.lips_apart(drawn, reader.mesh_again(drawn, portrait.points).points, reader)
+        found = np.interp(read, readings, openings)
+        assert found == pytest.approx(mouth.shape(pose).opening, abs=0.08 * mouth.geometry.half)
+
+
+def test_a_mirror_image_is_read_alike(reader: FaceReader) -> None:
+    picture = frame_portrait(cv2.imread(str(ASTRONAUT)), 256, 256, "auto", reader).image
+    picture = np.clip(np.rint(picture), 0, 255).astype(np.uint8)
+    read = []
+    for one in (picture, np.ascontiguousarray(picture[:, ::-1])):
+        points = reader.mesh(one, reader.detect(one)[0]).points
+        read.append(measure_film.lips_apart(one, points, reader))
+    assert read[0] == pytest.approx(read[1], rel=0.1)
 
 
 def test_every_figure_has_its_line_in_the_table(figure: Figure) -> None:

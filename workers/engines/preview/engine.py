@@ -29,7 +29,7 @@ from workers.engines.preview.settings import PreviewSettings, follow_prompt, rea
 from workers.engines.preview.shaping import Pixels
 
 ENGINE_ID = "preview"
-RENDERER_VERSION = 5  # raised whenever the same film would get other pixels
+RENDERER_VERSION = 6  # raised whenever the same film would get other pixels
 ACCEPTED_FPS = (24, 25, 30, 50)
 DEFAULT_FPS = 25
 SIDES = (256, 1920)

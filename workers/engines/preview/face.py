@@ -99,6 +99,15 @@ class FaceReader:
         """Landmarks of a face whose landmarks are roughly known."""
         return self._mesh_twice(bgr, *_mesh_region(points))
 
+    def mesh_at(self, bgr: Pixels, points: Doubles, scale: float = 1.0, lower: float = 0.0) -> Mesh:
+        """Landmarks from one look at a region `scale` times as large as usual, moved down by `lower` of its side.
+
+        What differs between such looks at one face is the noise of the mesh.
+        """
+        centre, side, angle = _mesh_region(points)
+        down = np.array([-math.sin(angle), math.cos(angle)])
+        return self._mesh_once(bgr, centre + lower * side * down, scale * side, angle)
+
     def matte(self, bgr: Pixels) -> Floats:
         """How much each pixel belongs to a person, float32 [H, W] in 0..1."""
         height, width = bgr.shape[:2]

@@ -37,7 +37,7 @@ class SpeechRange:
     wide_high: float = 0.60  # 90th
     round_low: float = 0.08  # 30th
     round_high: float = 0.50  # 95th
-    close_gate: float = 0.35  # 84th, within bounds: above it the lips close for p, b, m
+    close_gate: float = 0.35  # 90th, within bounds: above it the lips close for p, b, m
 
     @classmethod
     def from_facts(cls, facts: Mapping[str, Any]) -> SpeechRange:
@@ -112,7 +112,7 @@ def _ranges(values: np.ndarray[Any, np.dtype[np.float64]]) -> SpeechRange:
         round_high=max(most_round, least_round + _LEAST),
         # Lips are closed for a small share of any speech: where the network says more, it is unsure.  A p that stays
         # open is seen at once; lips that touch for a t or an n, which are nearly closed anyway, are not.
-        close_gate=min(0.38, max(0.32, np.percentile(closed, 84))),
+        close_gate=min(0.55, max(0.26, np.percentile(closed, 90))),
     )
     # Three digits are plenty and survive any text format on the way to a segment.
     return SpeechRange(**{name: round(float(value), 3) for name, value in asdict(found).items()})

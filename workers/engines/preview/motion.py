@@ -73,6 +73,11 @@ class Pose:
     body_y: float = 0.0
     smile: float = 0.0  # of the corners of the mouth while nobody speaks
 
+    @property
+    def closing(self) -> float:
+        """How far a p, b or m shuts the lips, 0..1; one that is far from sure leaves the vowels beside it alone."""
+        return ease(0.4, 0.58, self.close)
+
 
 # Where segments of a parallel film are joined: the head returns to its middle over the first time, mouth and lids over
 # the second.  The last frames are at rest, because the film leaves out one or two of them.
@@ -182,7 +187,7 @@ class Motion:
         gaze_x, gaze_y = (feel * idle.glance(way, seconds) for way in ("x", "y"))
         voice = self._range
         return Pose(
-            open=_on_grid(_between(voice.open_low, voice.open_high, mouth[Curve.OPEN], 1.2)),
+            open=_on_grid(_between(voice.open_low, voice.open_high, mouth[Curve.OPEN], 1.4)),
             wide=_on_grid(0.35 + 0.3 * _between(voice.wide_middle, voice.wide_high, mouth[Curve.WIDE], 1.3, -1.3)),
             round=_on_grid(0.8 * _between(voice.round_low, voice.round_high, mouth[Curve.ROUND], 1.2)),
             close=_on_grid(min(1.0, mouth[Curve.CLOSE] * 0.5 / voice.close_gate)),
@@ -257,7 +262,8 @@ def _steepen(closure: Curves) -> Curves:
     padded = np.pad(closure, _ONE_CLOSURE, mode="edge")
     peak = np.lib.stride_tricks.sliding_window_view(padded, 2 * _ONE_CLOSURE + 1).max(axis=1)
     share = np.minimum(_WHOLE, closure * _WHOLE // np.maximum(1, peak * 9 // 10))
-    return closure * share // _WHOLE * share // _WHOLE
+    square = share * share // _WHOLE
+    return closure * square // _WHOLE * square // _WHOLE
 
 
 def _audible(window: Curves) -> Curves:

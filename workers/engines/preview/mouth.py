@@ -198,7 +198,7 @@ class MouthWarp:
         """The mouth of one pose."""
         g, gain = self.geometry, self._strength
         half = g.half
-        closing = ease(0.28, 0.58, pose.close)
+        closing = pose.closing
         talk = ease(0.15, 0.5, pose.talk)
         rounding, spread = pose.round * talk, (pose.wide - 0.35) * talk
         opening = self._opening(pose, closing, talk)
@@ -256,11 +256,11 @@ class MouthWarp:
         apart = 1 - closing
         wanted = (0.40 if g.parted else 0.50) * gain * pose.open * (0.85 + 0.25 * pose.level) * talk
         opening = g.half * max(wanted, gain * (0.085 * pose.teeth + 0.09 * pose.tuck) * talk) * apart
-        if not g.parted:
-            return opening + (1 - talk) * apart * min(g.gap, 0.04 * g.half) + talk * apart * min(g.gap, 0.03 * g.half)
-        # A portrait with parted lips keeps them nearly together in short pauses and relaxes to its smile in long ones.
-        resting = g.gap * (0.16 + 0.40 * ease(0.8, 2.4, pose.rest_seconds))
-        opening += 0.25 * g.gap * min(1.0, 1.3 * pose.open) * talk * apart
+        # Lips come together in short pauses, and in long ones they are as the portrait has them, or nearly.
+        settled = ease(0.8, 2.4, pose.rest_seconds)
+        resting = g.gap * (0.04 + 0.52 * settled) if g.parted else min(g.gap, 0.04 * g.half) * (0.25 + 0.75 * settled)
+        if g.parted:
+            opening += 0.25 * g.gap * min(1.0, 1.3 * pose.open) * talk * apart
         return opening + (1 - talk) * apart * resting + talk * apart * min(g.gap, 0.03 * g.half)
 
     def _source_columns(self, stretch: float) -> Floats:
