@@ -86,12 +86,12 @@ class InnerMouth:
         behind = across + np.float32(_BEHIND * pose.yaw)
         paint = self._flat if self._drawn else self._lifelike
         colour = paint(pose, shape, v, upper, lower, behind, columns)
-        if g.parted:
-            colour, cover = self._close_seam(colour, cover, v, upper, lower, across, gap)
         if not self._drawn:  # the shadow of the upper lip, and the line where the lower one begins
             shade = 0.62 + 0.38 * smoothstep(-0.5, 0.07 * g.half, v - upper)
             shade = shade * (0.60 + 0.40 * smoothstep(-0.5, 0.06 * g.half, lower - v))
             colour = colour * shade[..., None]
+        if g.parted:
+            colour, cover = self._close_seam(colour, cover, v, upper, lower, across, gap)
         return Patch(
             row=top,
             column=first,
@@ -291,7 +291,7 @@ def _palette(skin: Floats, lips: Floats, ink: Floats) -> _Palette:
     flesh = np.array([96, 90, 190], np.float32) * (0.95 * min(200.0, light + 20) / 255)
     return _Palette(
         cavity=lips * np.array([0.13, 0.12, 0.25], np.float32),
-        seam=lips * np.array([0.50, 0.48, 0.58], np.float32),
+        seam=lips * np.array([0.36, 0.34, 0.42], np.float32),
         tooth=np.clip(enamel, 0, 240).astype(np.float32),
         tongue=(0.38 * lips * np.array([0.85, 0.85, 1.0], np.float32) + flesh).astype(np.float32),
         ink=ink,

@@ -8,26 +8,29 @@ backward map (where each pixel comes from) is therefore exact and always inverti
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
 
 from workers.engines.preview import landmarks
 from workers.engines.preview.axes import Axes
+from workers.engines.preview.face import Doubles
 from workers.engines.preview.framing import FramedPortrait
+from workers.engines.preview.lip_edges import LipLines, find_lip_edges
 from workers.engines.preview.motion import Pose
 from workers.engines.preview.shaping import (
     Floats,
     blur_row,
     ease,
-    luminance,
-    median_row,
     smoothstep,
     through_points,
 )
 
 _PARTED = 0.16  # a gap of this share of the mouth's half width counts as a portrait with parted lips
+_AGAPE = (0.5, 0.72)  # from the first to the second gap the jaw, not the grin, is what holds the lips apart
+# A mouth at rest and in a grin: its width in distances of the eyes' outer corners; how far it sags below its corners.
+_GRIN_WIDTH, _GRIN_SAG = (0.56, 0.72), (0.0, 0.12)
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,9 @@ class MouthGeometry:
     reach: tuple[float, float]  # distance from the centre to the jaw's edge on either side, in halves
     gap: float  # between the lips in the portrait, pixels
     parted: bool  # the portrait shows parted lips
+    agape: float  # 0..1, how far it is the jaw that holds them apart
+    grin: float  # 0..1, how much a smile pulls lips that it has parted
+    flat: tuple[Floats, Floats]  # of upper and lower lip: its thickness across itself for that in its column
 
     @property
     def across(self) -> Floats:
@@ -89,9 +95,9 @@ def measure_mouth(portrait: FramedPortrait) -> MouthGeometry:
     origin = (flat[landmarks.RIGHT_CORNER] + flat[landmarks.LEFT_CORNER]) / 2
     axes = Axes.along(flat[landmarks.RIGHT_EYE_OUTER], flat[landmarks.LEFT_EYE_OUTER], origin)
     local = axes.to_local(flat)
-    corners = local[[landmarks.RIGHT_CORNER, landmarks.LEFT_CORNER], 0]
-    half = max(4.0, float(corners[1] - corners[0]) / 2)
-    centre = float(corners.mean())
+    corners = local[[landmarks.RIGHT_CORNER, landmarks.LEFT_CORNER]]
+    half = max(4.0, float(corners[1, 0] - corners[0, 0]) / 2)
+    centre = float(corners[:, 0].mean())
     jaw_left, jaw_right = float(local[landmarks.JAW, 0].min()), float(local[landmarks.JAW, 0].max())
     nose_base, chin = 0.80 * float(local[landmarks.NOSE_BASE, 1]), float(local[landmarks.CHIN, 1])
 
@@ -105,10 +111,11 @@ def measure_mouth(portrait: FramedPortrait) -> MouthGeometry:
     upper_outer = np.minimum(through_points(local[landmarks.UPPER_OUTER_LIP], u), upper_inner - 0.01)
     lower_outer = np.maximum(through_points(local[landmarks.LOWER_OUTER_LIP], u), lower_inner + 0.01)
     near_centre = np.abs(u - centre) < 0.3 * half
-    if float(np.median((lower_inner - upper_inner)[near_centre])) > _PARTED * half:
-        upper_inner, lower_inner = _follow_teeth(
-            portrait, axes, (u, v), (upper_outer, upper_inner, lower_inner, lower_outer), half
-        )
+    if float(np.median((lower_inner - upper_inner)[near_centre])) > _PARTED * half and not portrait.drawn:
+        local_picture = cv2.remap(portrait.image, *axes.picture_grid(u, v), cv2.INTER_LINEAR)
+        edges = LipLines(upper_outer, upper_inner, lower_inner, lower_outer)
+        across = (u - np.float32(centre)) / np.float32(half)
+        upper_inner, lower_inner = find_lip_edges(local_picture, across, v, edges, half)
 
     soft = max(0.5, 0.03 * half)
     upper_outer, upper_inner, lower_inner, lower_outer = (
@@ -118,6 +125,11 @@ def measure_mouth(portrait: FramedPortrait) -> MouthGeometry:
     nose = np.minimum(np.full_like(u, nose_base), upper_outer - 0.12 * half)
     lines = MouthLines(nose, upper_outer, upper_inner, lower_inner, lower_outer, chin_line, chin_line + 1.15 * half)
     gap = float(np.median(np.maximum(lower_inner - upper_inner, 0)[near_centre]))
+    parted = gap > _PARTED * half
+    eyes = float(np.linalg.norm(np.subtract(*flat[[landmarks.LEFT_EYE_OUTER, landmarks.RIGHT_EYE_OUTER]])))
+    sag = float(np.median((upper_inner + lower_inner)[near_centre])) / 2 - float(corners[:, 1].mean())
+    agape = ease(*_AGAPE, gap / half)
+    grin = ease(*_GRIN_WIDTH, 2 * half / max(eyes, 1.0)) * ease(*_GRIN_SAG, sag / half) * (1 - agape) if parted else 0.0
     return MouthGeometry(
         axes=axes,
         half=half,
@@ -125,59 +137,33 @@ def measure_mouth(portrait: FramedPortrait) -> MouthGeometry:
         v=v,
         lines=lines,
         centre=centre,
-        inner=(float(local[landmarks.RIGHT_INNER_CORNER, 0]), float(local[landmarks.LEFT_INNER_CORNER, 0])),
+        inner=_inner_corners(local, u, lower_inner - upper_inner, half),
         reach=(_bounded((centre - jaw_left) / half), _bounded((jaw_right - centre) / half)),
         gap=gap,
-        parted=gap > _PARTED * half,
+        parted=parted,
+        agape=agape,
+        grin=grin,
+        flat=(_flatness((upper_outer + upper_inner) / 2), _flatness((lower_outer + lower_inner) / 2)),
     )
+
+
+def _inner_corners(local: Doubles, u: Floats, gap: Floats, half: float) -> tuple[float, float]:
+    """Where the lips' inner edges meet on either side: the mesh's corners, or further out if there is still a gap."""
+    right, left = (float(local[where, 0]) for where in (landmarks.RIGHT_INNER_CORNER, landmarks.LEFT_INNER_CORNER))
+    outer = local[[landmarks.RIGHT_CORNER, landmarks.LEFT_CORNER], 0]
+    apart = u[(gap > 0.06 * half) & (u > outer[0]) & (u < outer[1])]
+    if not len(apart):
+        return right, left
+    return min(right, float(apart[0])), max(left, float(apart[-1]))
+
+
+def _flatness(line: Floats) -> Floats:
+    """The cosine of a line's slope: a lip that runs down steeply is thinner than it is high."""
+    return np.asarray(1 / np.sqrt(1 + np.gradient(line) ** 2), np.float32)
 
 
 def _bounded(reach: float) -> float:
     return min(2.5, max(1.35, reach))
-
-
-def _follow_teeth(
-    portrait: FramedPortrait,
-    axes: Axes,
-    grid: tuple[Floats, Floats],
-    lines: tuple[Floats, Floats, Floats, Floats],
-    half: float,
-) -> tuple[Floats, Floats]:
-    """Inner lip edges moved outwards to the teeth that show beyond them.
-
-    The mesh smooths a grin; its lip edges may cut into the teeth, and teeth would then be moved as if they were lip.
-    """
-    (u, v), (upper_outer, upper_inner, lower_inner, lower_outer) = grid, lines
-    local = cv2.remap(portrait.image, *axes.picture_grid(u, v), cv2.INTER_LINEAR)
-    saturation = cv2.cvtColor(local, cv2.COLOR_BGR2HSV)[..., 1].astype(np.float32)
-    light = luminance(local)
-    row, column = v[:, None], u[None]
-    core = (row > upper_inner) & (row < lower_inner)
-    if core.sum() < 30:
-        return upper_inner, lower_inner
-    lips = (row < upper_inner - 0.02 * half) & (row > upper_outer)
-    lips |= (row > lower_inner + 0.02 * half) & (row < lower_outer)
-    lips &= np.abs(column) < half
-    if not lips.any():
-        return upper_inner, lower_inner
-    zone = (row > upper_inner - 0.10 * half) & (row < lower_inner + 0.12 * half)
-    zone &= row > upper_outer + 0.25 * (upper_inner - upper_outer)
-    zone &= row < lower_outer - 0.25 * (lower_outer - lower_inner)
-    pale = 0.55 * np.median(saturation[lips]) + 0.45 * np.percentile(saturation[core], 30)
-    teeth = (zone & (light > 0.62 * np.percentile(light[core], 80)) & (saturation < pale)).astype(np.uint8)
-    teeth = cv2.morphologyEx(teeth, cv2.MORPH_OPEN, np.ones((3, 3), np.uint8)).astype(bool)
-    if teeth.sum() < 0.15 * core.sum():
-        return upper_inner, lower_inner
-    shown = teeth.any(axis=0) & (np.abs(u) < half)
-    above = np.where(shown, v[np.argmax(teeth, axis=0)] - 1.2 - upper_inner, 0)
-    below = np.where(shown, v[::-1][np.argmax(teeth[::-1], axis=0)] + 1.4 - lower_inner, 0)
-
-    def steady(shift: Floats) -> Floats:
-        return blur_row(median_row(shift, 0.22 * half), 0.08 * half)
-
-    upper = upper_inner + np.clip(steady(np.minimum(above, 0)), -0.08 * half, 0)
-    lower = lower_inner + np.clip(steady(np.maximum(below, 0)), 0, 0.06 * half)
-    return upper.astype(np.float32), lower.astype(np.float32)
 
 
 class MouthWarp:
@@ -203,21 +189,25 @@ class MouthWarp:
         rounding, spread = pose.round * talk, (pose.wide - 0.35) * talk
         opening = self._opening(pose, closing, talk)
 
-        # A grin is not kept while talking: its corners come in a little.
         stretch = 1 + 0.11 * spread * gain - 0.27 * rounding * gain * (1 - 0.3 * closing) + 0.022 * pose.smile
-        columns = self._source_columns(stretch - (0.07 * talk if g.parted else 0.0))
+        # A grin is not kept while talking: its corners come in and down.
+        relaxed = g.grin * (0.35 + 0.65 * talk)
+        columns = self._source_columns(stretch - 0.13 * relaxed - (0.03 * talk if g.parted else 0.0))
         source = g.lines.at(columns, g.u)
         across = (columns - np.float32(g.centre)) / np.float32(half)
         distance = np.abs(across)
 
         profile = self._profile(columns, pose.open, rounding)
-        change = opening * profile - np.maximum(source.lower_inner - source.upper_inner, 0)
-        # Opening lowers the lower lip most; closing brings both lips together.
-        upper_share = np.where(change > 0, np.float32(0.20), np.float32(0.38))
+        apart = np.maximum(source.lower_inner - source.upper_inner, 0)
+        change = opening * profile - apart
+        # Opening lowers the lower lip most.  Closing brings both lips of a grin together, and those of a jaw that hangs
+        # as the jaw does, from below.
+        upper_share = np.where(change > 0, np.float32(0.20), np.float32(0.38 - 0.20 * g.agape))
         lower_share = 1 - upper_share
-        jaw = max(0.0, opening - 0.6 * g.gap) * 0.72
+        jaw = max(0.0, opening - (0.6 + 0.4 * g.agape) * g.gap) * 0.72
         corner = np.where(distance > 0.8, np.exp(-(((distance - 1) / 0.7) ** 2)), 1)
-        corner = corner * (0.22 * jaw - 0.02 * half * pose.smile) * np.clip(distance, 0, 1) ** 2
+        sinks = 0.22 * jaw - 0.02 * half * pose.smile + 0.10 * half * relaxed
+        corner = corner * sinks * np.clip(distance, 0, 1) ** 2
         belly = smoothstep(0, 0.55, np.clip(1 - distance, 0, 1))
         lift = (0.035 * half * pose.tuck * talk + 0.02 * half * spread) * belly
         # Lips that come from a grin are pressed harder, or their red would show that they were apart.
@@ -226,15 +216,31 @@ class MouthWarp:
 
         upper_inner = source.upper_inner - upper_share * change - lift + corner
         lower_inner = source.lower_inner + lower_share * change + corner - 0.5 * tuck
+        shut = np.clip(-change / np.maximum(apart, np.float32(1)), 0, 1)
+        if g.parted:  # lips that were never seen meeting meet in a smooth line
+            smooth = shut * (blur_row(upper_inner, 0.12 * half) - upper_inner)
+            upper_inner, lower_inner = upper_inner + smooth, lower_inner + smooth
         upper_outer = source.upper_outer - 0.75 * upper_share * change - 0.9 * lift + corner + press - pucker
         follow = np.where(change > 0, np.float32(0.93), np.float32(0.55))
         lower_outer = source.lower_outer + lower_share * change * follow + corner - press + pucker - tuck
-        chin = source.chin + (jaw + min(0.0, opening - g.gap) * 0.30) * self._chin_share
+        if g.agape:
+            above, below = self._kept_thickness(columns, source)
+            carried = shut * np.float32(g.agape)
+            upper_outer += carried * (upper_inner - above + 0.3 * press - pucker - upper_outer)
+            lower_outer += carried * (lower_inner + below - 0.3 * press + pucker - 0.5 * tuck - lower_outer)
+        raised = min(0.0, opening - g.gap) * (0.30 + 0.28 * g.agape)
+        chin = source.chin + (jaw + raised) * self._chin_share
         # Lips keep some thickness, and no line crosses its neighbour.
         upper_outer = np.minimum(upper_outer, upper_inner - 0.35 * (source.upper_inner - source.upper_outer))
         lower_outer = np.maximum(lower_outer, lower_inner + 0.35 * (source.lower_outer - source.lower_inner))
         chin = np.maximum(chin, lower_outer + 0.4 * (source.chin - source.lower_outer))
 
+        if g.parted:
+            # Closing lips roll in a little: what is nearest to the teeth, and may be a shaded tooth, goes from sight.
+            roll = (0.02 + 0.06 * g.agape) * half * shut
+            rolled = source.upper_inner - np.minimum(roll, 0.4 * (source.upper_inner - source.upper_outer))
+            under = source.lower_inner + np.minimum(0.5 * roll, 0.4 * (source.lower_outer - source.lower_inner))
+            source = replace(source, upper_inner=rolled, lower_inner=under)
         moved = MouthLines(source.nose, upper_outer, upper_inner, lower_inner, lower_outer, chin, source.neck)
         down = cv2.GaussianBlur(_stretch(g.v, moved, source), (0, 0), max(0.5, 0.022 * half)) * self._sides
         along = (columns - g.u)[None] * self._rows
@@ -250,17 +256,26 @@ class MouthWarp:
             spread=spread,
         )
 
+    def _kept_thickness(self, columns: Floats, source: MouthLines) -> tuple[Floats, Floats]:
+        """Of both lips in each column once they lie level: a jaw that hangs carries them and squeezes nothing."""
+        g = self.geometry
+        above, below = (np.interp(columns, g.u, flat).astype(np.float32) for flat in g.flat)
+        return (source.upper_inner - source.upper_outer) * above, (source.lower_outer - source.lower_inner) * below
+
     def _opening(self, pose: Pose, closing: float, talk: float) -> float:
         """Distance of the lips at the centre, in pixels."""
         g, gain = self.geometry, self._strength
         apart = 1 - closing
         wanted = (0.40 if g.parted else 0.50) * gain * pose.open * (0.85 + 0.25 * pose.level) * talk
         opening = g.half * max(wanted, gain * (0.085 * pose.teeth + 0.09 * pose.tuck) * talk) * apart
-        # Lips come together in short pauses, and in long ones they are as the portrait has them, or nearly.
+        # Lips come together in short pauses, and in long ones they are as the portrait has them, or nearly.  A jaw that
+        # hangs does not hang on while nobody speaks.
         settled = ease(0.8, 2.4, pose.rest_seconds)
-        resting = g.gap * (0.04 + 0.52 * settled) if g.parted else min(g.gap, 0.04 * g.half) * (0.25 + 0.75 * settled)
         if g.parted:
+            resting = g.gap * (0.04 + 0.52 * settled) * (1 - 0.75 * g.agape)
             opening += 0.25 * g.gap * min(1.0, 1.3 * pose.open) * talk * apart
+        else:
+            resting = min(g.gap, 0.04 * g.half) * (0.25 + 0.75 * settled)
         return opening + (1 - talk) * apart * resting + talk * apart * min(g.gap, 0.03 * g.half)
 
     def _source_columns(self, stretch: float) -> Floats:
