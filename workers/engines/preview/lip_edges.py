@@ -20,7 +20,7 @@ _FURTHER = 0.09  # the same where the mesh sees less
 _INWARDS = 0.14
 _LIP_STAYS = 0.3  # share of a lip, from its outer edge, that is never taken for teeth
 _LEAST_PIXELS = 30  # of lips and of what is between them, or nothing can be told
-_SAMPLES = 240  # pixels of each kind that a pixel is compared with
+_SAMPLES = 150  # pixels of each kind that a pixel is compared with
 _NEAREST = 5
 _ALIKE = 4.0  # L*a*b*: distance over which two colours count as one
 _SURE = 3.0  # one pixel decides no more than this
@@ -59,6 +59,7 @@ def find_lip_edges(local: Pixels, across: Floats, v: Floats, lines: LipLines, ha
     reach = half * np.clip(1.04 - np.abs(across), 0, 0.12) / 0.12
     highest = lines.upper_outer + _LIP_STAYS * (lines.upper_inner - lines.upper_outer)
     lowest = lines.lower_outer - _LIP_STAYS * (lines.lower_outer - lines.lower_inner)
+    zone = (row >= highest) & (row <= lowest)
     wide_open = float(np.median(gap[np.abs(across) < 0.3])) > _WIDE_OPEN * half
     outwards = reach * (_FURTHEST if wide_open else _FURTHER)
     if wide_open or _shows_teeth(local, row, across, lines, half):
@@ -68,7 +69,6 @@ def find_lip_edges(local: Pixels, across: Floats, v: Floats, lines: LipLines, ha
         upper, lower, inwards = lines.upper_inner, lines.lower_inner, _INWARDS * reach
     else:
         light = lab[..., 0]
-        zone = (row >= highest) & (row <= lowest)
         path = _path(np.where(zone, -light / 20, -1e6), v)
         darkest = np.where(np.abs(across) < 1, v[path], lines.upper_inner)
         upper = lower = blur_row(median_row(darkest, 0.06 * half), 0.03 * half)
@@ -77,12 +77,12 @@ def find_lip_edges(local: Pixels, across: Floats, v: Floats, lines: LipLines, ha
         inwards, outwards = np.zeros_like(reach), reach * _FURTHEST
     if between.sum() < _LEAST_PIXELS:
         return upper, lower
-    within = _unlike(lab, between)
+    within = _unlike(lab, between, zone)
     top = np.maximum(upper - outwards, highest)
     bottom = np.minimum(lower + outwards, lowest)
-    upper = _edge(_unlike(lab, upper_lip) - within, v, upper, (top, upper + inwards), half)
+    upper = _edge(_unlike(lab, upper_lip, zone) - within, v, upper, (top, upper + inwards), half)
     # The same search, seen upside down.
-    share = (_unlike(lab, lower_lip) - within)[::-1]
+    share = (_unlike(lab, lower_lip, zone) - within)[::-1]
     lower = -_edge(share, -v[::-1], -lower, (-bottom, -lower + inwards), half)
     middle = (upper + lower) / 2
     return np.minimum(upper, middle), np.maximum(lower, middle)
@@ -104,17 +104,19 @@ def _shows_teeth(local: Pixels, row: Floats, across: Floats, lines: LipLines, ha
     return bool(teeth.sum() > _TEETH * core.sum())
 
 
-def _unlike(lab: Floats, kind: npt.NDArray[np.bool_]) -> Floats:
-    """How far each pixel's colour is from the nearest of those of `kind`, squared, [rows, columns].
+def _unlike(lab: Floats, kind: npt.NDArray[np.bool_], zone: npt.NDArray[np.bool_]) -> Floats:
+    """How far the colour of each pixel of `zone` is from the nearest of those of `kind`, squared, [rows, columns].
 
     The nearest, not the mean: teeth in the shadow of the lip are few, and count as much as those in the light.
     """
     colours = lab[kind]
     colours = colours[np.linspace(0, len(colours) - 1, min(len(colours), _SAMPLES)).astype(int)]
-    pixels = lab.reshape(-1, 3)
+    pixels = lab[zone]
     apart = (pixels**2).sum(axis=1)[:, None] - 2 * pixels @ colours.T + (colours**2).sum(axis=1)
     few = np.partition(apart, _NEAREST - 1, axis=1)[:, :_NEAREST].mean(axis=1)
-    return np.asarray(np.maximum(few, 0).reshape(lab.shape[:2]) / (2 * _ALIKE**2), np.float32)
+    unlike = np.zeros(lab.shape[:2], np.float32)
+    unlike[zone] = np.maximum(few, 0) / (2 * _ALIKE**2)
+    return unlike
 
 
 def _edge(share: Floats, v: Floats, line: Floats, bounds: tuple[Floats, Floats], half: float) -> Floats:

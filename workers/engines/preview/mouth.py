@@ -206,7 +206,7 @@ class MouthWarp:
         lower_share = 1 - upper_share
         jaw = max(0.0, opening - (0.6 + 0.4 * g.agape) * g.gap) * 0.72
         corner = np.where(distance > 0.8, np.exp(-(((distance - 1) / 0.7) ** 2)), 1)
-        sinks = 0.22 * jaw - 0.02 * half * pose.smile + 0.10 * half * relaxed
+        sinks = 0.22 * jaw - 0.02 * half * pose.smile + 0.07 * half * relaxed
         corner = corner * sinks * np.clip(distance, 0, 1) ** 2
         belly = smoothstep(0, 0.55, np.clip(1 - distance, 0, 1))
         lift = (0.035 * half * pose.tuck * talk + 0.02 * half * spread) * belly
@@ -309,9 +309,12 @@ def _stretch(v: Floats, moved: MouthLines, source: MouthLines) -> Floats:
     result = np.zeros((len(v), len(to[0])), np.float32)
     for d0, d1, s0, s1 in zip(to, to[1:], back, back[1:], strict=False):
         length = np.maximum(d1 - d0, np.float32(1e-2))
-        inside = rows - d0
+        factor = (s1 - s0) / length - 1
+        first, last = np.searchsorted(v, (d0.min(), (d0 + length).max()))
+        inside = rows[first:last] - d0
         np.maximum(inside, 0, out=inside)
         np.minimum(inside, length, out=inside)
-        inside *= (s1 - s0) / length - 1
-        result += inside
+        inside *= factor
+        result[first:last] += inside
+        result[last:] += length * factor
     return result
