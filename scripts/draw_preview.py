@@ -1,9 +1,11 @@
 #!/usr/bin/env python3
 """Draw the pictures of docs/models/preview.md anew, with the weights and the renderer of this checkout.
 
-    .venv/bin/python scripts/draw_preview.py [--into docs/pictures]
+    .venv/bin/python scripts/draw_preview.py [--into docs/pictures] [--voices FOLDER]
 
 All portraits are in the public domain: the two examples and what this script makes of them.  It takes half a minute.
+A sheet of mouths at the phones that are said is drawn from the example reading and from the voices of FOLDER, each a
+recording with a file of its phones beside it, as scripts/mouth/reading_en.phones.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from __future__ import annotations
 import argparse
 import math
 import sys
+import tempfile
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +27,8 @@ sys.path.insert(0, str(ROOT))
 
 from farm.errors import FarmError  # noqa: E402
 from scripts.measure_film import decode_sound  # noqa: E402
+from scripts.mouth.aligning import read_phones  # noqa: E402
+from scripts.mouth.phones import BILABIALS, ROUND_VOWELS, WIDE_VOWELS, Segment, letters  # noqa: E402
 from workers.engines.contract import DRIVING_RATE, FilmRequest  # noqa: E402
 from workers.engines.preview import landmarks, make_engine  # noqa: E402
 from workers.engines.preview.face import FaceReader  # noqa: E402
@@ -35,6 +40,7 @@ from workers.engines.preview.renderer import Renderer  # noqa: E402
 Picture = npt.NDArray[np.uint8]
 
 PORTRAITS, SPEECH = ROOT / "examples/portraits", ROOT / "examples/speech"
+READING = SPEECH / "reading_en.flac", ROOT / "scripts/mouth/reading_en.phones"
 _SPEAKS = replace(STILL, talk=1.0, level=0.8, rest_seconds=0.0, close=0.0)
 POSES = {
     "at rest": STILL,
@@ -48,6 +54,8 @@ POSES = {
     "head at its most": replace(STILL, yaw=1.6, pitch=-1.0, roll=1.5, shift_x=1.2, body_x=1.3, breath=1.0),
 }
 _TILE = 150  # pixels
+_SOUNDS = (("p b m", BILABIALS, 4), ("spread vowels", WIDE_VOWELS, 3), ("rounded vowels", ROUND_VOWELS, 3))
+_PAUSE_SECONDS = 0.2
 _INK = (30, 30, 30)
 _MASK = [234, 93, 132, 58, 172, 136, 150, 149, 176, 148, 152, 377, 400, 378, 379, 365, 397, 288, 361, 323, 454, 347]
 _MASK += [197, 118]
@@ -157,6 +165,50 @@ def draw_close(photos: dict[str, Picture], reader: FaceReader) -> Picture:
     return np.vstack(rows)
 
 
+def moments(segments: tuple[Segment, ...], seconds: float) -> dict[str, list[float]]:
+    """When the sounds of the sheet are said and when nobody speaks: middles of the longest of each kind, in order."""
+    within = [segment for segment in segments if segment.stop < seconds - 0.1]
+    found = {}
+    for name, phones, count in _SOUNDS:
+        said = [s for s in within if len(letters(s.phone)) == 1 and letters(s.phone)[0] in phones]
+        longest = sorted(said, key=lambda s: s.start - s.stop)[:count]
+        found[name] = sorted((s.start + s.stop) / 2 for s in longest)
+    silent = [s for s in within if s.phone is None and s.stop - s.start > _PAUSE_SECONDS and s.start > 0]
+    found["pause"] = [(s.start + s.stop) / 2 for s in silent[:1]]
+    return found
+
+
+def draw_voices(voices: list[tuple[Path, Path]], faces: dict[str, Path], reader: FaceReader) -> Picture:
+    """The mouths of each face at the phones of its voice; voices are given to the faces in turn."""
+    tile, seconds = 112, 11.0
+    counts = [(name, count) for name, _, count in _SOUNDS] + [("pause", 1)]
+    head = np.full((22, tile * sum(count for _, count in counts), 3), 255, np.uint8)
+    left = 0
+    for name, count in counts:
+        write(head, name, left + 6, 16)
+        left += tile * count
+    rows = [head]
+    names = list(faces)
+    for k, (speech, phones) in enumerate(voices):
+        frames = film(faces[names[k % len(names)]], speech, seconds)
+        points = reader.mesh(frames[0], reader.detect(frames[0])[0]).points
+        corners = points[[landmarks.RIGHT_CORNER, landmarks.LEFT_CORNER], :2]
+        mouth, half = corners.mean(axis=0), float(np.linalg.norm(corners[1] - corners[0])) / 2
+        when = moments(read_phones(phones), len(frames) / 25)
+        row = np.full((tile, head.shape[1], 3), 255, np.uint8)
+        left = 0
+        for name, count in counts:
+            for place, moment in enumerate(when[name]):
+                frame = frames[min(len(frames) - 1, int(moment * 25))]
+                row[:, left + place * tile : left + (place + 1) * tile] = cut(frame, mouth, 1.7 * half, tile)
+            left += tile * count
+        name = speech.stem.replace("_", " ")
+        cv2.rectangle(row, (0, tile - 17), (8 + int(7.6 * len(name)), tile), (255, 255, 255), -1)
+        write(row, name, 4, tile - 5)
+        rows.append(row)
+    return np.vstack(rows)
+
+
 def film(portrait: Path, speech: Path, seconds: float, side: int = 512) -> list[Picture]:
     """The frames of a film as the farm renders it, without the encoder."""
     sound = decode_sound(speech)
@@ -190,10 +242,13 @@ def spread(first: int, step: int, count: int, frames: int) -> Iterable[int]:
 
 
 def main() -> int:
-    """Draw all four pictures."""
+    """Draw all five pictures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--into", type=Path, default=ROOT / "docs/pictures", help="the folder of the pictures")
+    parser.add_argument("--voices", type=Path, help="a folder of recordings with their phones")
     chosen = parser.parse_args()
+    spoken = sorted(chosen.voices.glob("*.phones")) if chosen.voices is not None else []
+    voices = [READING, *((next(chosen.voices.glob(f"{one.stem}.[!p]*")), one) for one in spoken)]
     cv2.setNumThreads(1)
     chosen.into.mkdir(parents=True, exist_ok=True)
     try:
@@ -203,8 +258,13 @@ def main() -> int:
             "faces": draw_faces(photos, reader),
             "close": draw_close(photos, reader),
             "grace-hopper": draw_film(film(PORTRAITS / "grace_hopper.jpg", SPEECH / "greeting_ja.mp3", 11), reader),
-            "astronaut": draw_film(film(PORTRAITS / "astronaut.jpg", SPEECH / "reading_en.flac", 11), reader),
+            "astronaut": draw_film(film(PORTRAITS / "astronaut.jpg", READING[0], 11), reader),
         }
+        with tempfile.TemporaryDirectory() as folder:
+            drawing = Path(folder) / "drawn.png"
+            cv2.imwrite(str(drawing), photos["drawn"])
+            faces = {"photo": PORTRAITS / "astronaut.jpg", "drawn": drawing, "glasses": PORTRAITS / "grace_hopper.jpg"}
+            pictures["voices"] = draw_voices(voices, faces, reader)
     except FarmError as error:
         sys.stderr.write(f"{error}\n")
         return error.exit_code

@@ -24,11 +24,11 @@ BATCH, WINDOW = 32, 250
 _SPEECH_RMS = 0.05  # as loudness.measure brings speech to
 _QUIET = float(np.log(1e-5))  # a log-mel of digital silence
 # How much an error in each curve counts; closures have a loss of their own.
-_WEIGHTS = (1.2, 0.9, 1.0, 0.0, 1.2, 0.7, 0.6, 0.9)
+_WEIGHTS = (2.2, 0.9, 1.0, 0.0, 1.0, 0.6, 0.6, 0.9)
 _CLOSURE_WEIGHT, _CLOSED_COUNTS = 0.5, 2.0
 _KIND_WEIGHT = 0.06
 _FASTEST = 3e-3
-_FOLLOWS_WEIGHT = 0.04
+_FOLLOWS_WEIGHT = 0.10
 
 Halves = npt.NDArray[np.float16]
 
