@@ -74,10 +74,11 @@ _UPPER_LIP = landmarks.UPPER_INNER_LIP[4:7] + landmarks.UPPER_OUTER_LIP[4:7]
 _LOWER_LIP = landmarks.LOWER_INNER_LIP[4:7] + landmarks.LOWER_OUTER_LIP[4:7]
 # What the mesh looks at besides its usual region: closer, and a little lower; a mirror image is the last look.
 _LOOKS = ({"scale": 0.85}, {"lower": 0.05})
-# The mouths that the scale of the mesh is made even by: shut, then opened so far, each neutral, rounded and spread.
+# The mouths that the scale of the mesh is made even by, spread, rounded and turned so far, each shut and opened so far.
 _SPEAKS = replace(STILL, talk=1.0, level=0.8, rest_seconds=0.0, close=0.0)
-_MOUTHS = ({"wide": 0.35, "round": 0.0}, {"wide": 0.35, "round": 0.4, "yaw": 0.5}, {"wide": 0.55, "yaw": -0.5})
-_OPENINGS = np.linspace(0, 1.4, 15).tolist()
+_MOUTHS = ((0.35, 0.0, 0.0), (0.35, 0.4, 0.5), (0.55, 0.0, -0.5), (0.1, 0.8, 0.0), (0.7, 0.0, 0.3))
+_OPENINGS = np.linspace(0, 1.4, 12).tolist()
+_PER_WIDTH = np.arange(0, 0.5, 0.05).tolist()
 
 
 @dataclass(frozen=True)
@@ -163,7 +164,7 @@ class Seen:
     eyes: Doubles  # [frames, 2, pixels], luma of the person's right and left eye, its mean 0 and its length 1
     beside: float  # mean distance of the picture around the head from its median, levels
     identity: float | None  # mean distance of faces, every tenth frame
-    lips: Doubles  # how far their middles are apart, pixels; empty if that was not asked for
+    lips: Doubles  # [frames, 2], see `read_lips`; empty if that was not asked for
     size: tuple[int, int]  # width and height, pixels
 
 
@@ -204,7 +205,7 @@ def watch(film: Path, reader: FaceReader, closely: bool = False) -> tuple[Seen, 
                 last = reader.mesh_again(picture, last).points
                 points.append(last[:, :2])
                 if closely:
-                    lips.append(lips_apart(picture, last, reader))
+                    lips.append(read_lips(picture, last, reader))
                 luma = luminance(picture)
                 light.append(float(luma.mean()))
                 eyes.append([cut_eye(luma, last[corners, :2]) for corners in _EYE_CORNERS])
@@ -226,10 +227,10 @@ def watch(film: Path, reader: FaceReader, closely: bool = False) -> tuple[Seen, 
     return seen, Fraction(rate)
 
 
-def lips_apart(picture: Picture, points: Doubles, reader: FaceReader) -> float:
-    """How far the middles of the lips are apart, in pixels along the face: the mean of several looks of the mesh.
+def read_lips(picture: Picture, points: Doubles, reader: FaceReader) -> Doubles:
+    """[2]: how far the middles of the lips are apart along the face, and the mouth's width, in pixels.
 
-    What differs between looks at one picture is the mesh's own noise, which is not to be laid on the film.
+    The mean of several looks of the mesh: what differs between them at one picture is its own noise, not the film's.
     """
     mirrored = points.copy()
     mirrored[:, 0] = picture.shape[1] - 1 - points[:, 0]
@@ -239,34 +240,56 @@ def lips_apart(picture: Picture, points: Doubles, reader: FaceReader) -> float:
     looks.append(reader.mesh_at(np.ascontiguousarray(picture[:, ::-1]), mirrored).points)
     found = []
     for look in looks:
-        down = look[landmarks.CHIN, :2] - look[landmarks.FOREHEAD, :2]
-        apart = look[_LOWER_LIP, :2] - look[_UPPER_LIP, :2]
-        found.append(float((apart @ down).mean() / np.linalg.norm(down)))
-    return float(np.mean(found))
+        flat = look[:, :2]
+        down = flat[landmarks.CHIN] - flat[landmarks.FOREHEAD]
+        apart = (flat[_LOWER_LIP] - flat[_UPPER_LIP]) @ down / np.linalg.norm(down)
+        found.append((apart.mean(), np.linalg.norm(flat[landmarks.LEFT_CORNER] - flat[landmarks.RIGHT_CORNER])))
+    return np.mean(found, axis=0)
 
 
-def make_ruler(picture: Picture, size: tuple[int, int], reader: FaceReader) -> tuple[Doubles, Doubles]:
-    """How `lips_apart` reads known openings drawn into a portrait: rising readings, and the openings, both in pixels.
+@dataclass(frozen=True)
+class Ruler:
+    """What `read_lips` reads of known openings of one face."""
+
+    per_width: float  # by which a wider mouth is read as less open
+    readings: Doubles  # rising
+    openings: Doubles  # rising, pixels
+
+    def __call__(self, lips: Doubles) -> Doubles:
+        """Openings [frames], pixels, for lips that were read [frames, 2]."""
+        return np.interp(lips @ (1, self.per_width), self.readings, self.openings)
+
+
+def make_ruler(picture: Picture, size: tuple[int, int], reader: FaceReader) -> Ruler:
+    """Read known openings drawn into a portrait.
 
     The mesh is no even ruler: it reads lips that stand a quarter of the half width apart as nearly shut in some faces,
-    and lips that touch as apart in others.  Neither the film's sound nor what it asked for has a part in this.
+    lips that touch as apart in others, and rounded lips as further apart than spread ones.  Neither the film's sound
+    nor what it asked for has a part in this.
     """
     width, height = size
     portrait = frame_portrait(picture, width, height, "auto", reader)
     renderer, mouth = Renderer(portrait, 1.0), MouthWarp(measure_mouth(portrait), 1.0)
     frame = np.empty((height * 3 // 2, width), np.uint8)
     last = portrait.points
-    readings, openings = [], []
-    mouths = [replace(_SPEAKS, **shape) for shape in _MOUTHS]
-    for pose in [replace(_SPEAKS, close=1.0), *(replace(pose, open=far) for far in _OPENINGS for pose in mouths)]:
+    lips, openings = [], []
+    mouths = [replace(_SPEAKS, wide=wide, round=rounded, yaw=yaw) for wide, rounded, yaw in _MOUTHS]
+    shut = [replace(pose, close=1.0) for pose in mouths]
+    for pose in [*shut, *(replace(pose, open=far) for far in _OPENINGS for pose in mouths)]:
         renderer.draw(pose, frame)
         drawn = np.asarray(cv2.cvtColor(frame, cv2.COLOR_YUV2BGR_I420), np.uint8)
         last = reader.mesh_again(drawn, last).points
-        readings.append(lips_apart(drawn, last, reader))
+        lips.append(read_lips(drawn, last, reader))
         openings.append(mouth.shape(pose).opening)
-    read = np.array(readings)
+    known = np.array(openings)
+    rulers = [_ruler_of(np.array(lips), known, per_width) for per_width in _PER_WIDTH]
+    return min(rulers, key=lambda ruler: float(np.square(ruler(np.array(lips)) - known).sum()))
+
+
+def _ruler_of(lips: Doubles, openings: Doubles, per_width: float) -> Ruler:
+    read = lips @ (1, per_width)
     order = np.argsort(read, kind="stable")
-    return read[order], rising(np.array(openings)[order])
+    return Ruler(per_width, read[order], rising(openings[order]))
 
 
 def rising(values: Doubles) -> Doubles:
@@ -386,7 +409,7 @@ def against_phones(
     closed: npt.NDArray[np.bool_],
     fps: float,
     segments: tuple[Segment, ...],
-    ruler: tuple[Doubles, Doubles] | None,
+    ruler: Ruler | None,
 ) -> dict[str, Any]:
     """What the lips do at the phones that are said; nothing without phones."""
     if not segments:
@@ -395,7 +418,7 @@ def against_phones(
     middles = (np.arange(frames) + 0.5) / fps
     curves = draw_curves(segments, round(segments[-1].stop * RATE) + RATE)
     opened = np.interp(middles * RATE - 0.5, np.arange(len(curves)), curves[:, 0])
-    r, lag = best_lag(seen.lips, opened, fps)
+    r, lag = best_lag(seen.lips[:, 0], opened, fps)
     corners = seen.points[:, [landmarks.RIGHT_CORNER, landmarks.LEFT_CORNER]]
     width = np.linalg.norm(corners[:, 0] - corners[:, 1], axis=1)
     said, shut, spread, rounded = 0, 0, [], []
@@ -413,7 +436,7 @@ def against_phones(
     return {
         "phones_r": r,
         "phones_lag_ms": lag,
-        "phones_even_r": None if ruler is None else best_lag(np.interp(seen.lips, *ruler), opened, fps)[0],
+        "phones_even_r": None if ruler is None else best_lag(ruler(seen.lips), opened, fps)[0],
         "bilabials": said,
         "bilabials_seen": shut,
         "told_apart": told,

@@ -107,9 +107,9 @@ def test_the_curve_next_to_values_that_never_falls() -> None:
 
 def test_known_openings_make_the_mesh_an_even_ruler(reader: FaceReader) -> None:
     picture = cv2.imread(str(ASTRONAUT))
-    readings, openings = measure_film.make_ruler(picture, (256, 256), reader)
-    assert (np.diff(readings) >= 0).all()
-    assert (np.diff(openings) >= 0).all()
+    ruler = measure_film.make_ruler(picture, (256, 256), reader)
+    assert (np.diff(ruler.readings) >= 0).all()
+    assert (np.diff(ruler.openings) >= 0).all()
     portrait = frame_portrait(picture, 256, 256, "auto", reader)
     renderer, mouth = Renderer(portrait, 1.0), MouthWarp(measure_mouth(portrait), 1.0)
     frame = np.empty((384, 256), np.uint8)
@@ -117,9 +117,8 @@ def test_known_openings_make_the_mesh_an_even_ruler(reader: FaceReader) -> None:
     for pose in (replace(speaks, open=far, wide=0.45) for far in (0.15, 0.45, 0.85)):
         renderer.draw(pose, frame)
         drawn = cv2.cvtColor(frame, cv2.COLOR_YUV2BGR_I420)
-        read = measure_film.lips_apart(drawn, reader.mesh_again(drawn, portrait.points).points, reader)
-        found = np.interp(read, readings, openings)
-        assert found == pytest.approx(mouth.shape(pose).opening, abs=0.08 * mouth.geometry.half)
+        lips = measure_film.read_lips(drawn, reader.mesh_again(drawn, portrait.points).points, reader)
+        assert ruler(lips) == pytest.approx(mouth.shape(pose).opening, abs=0.08 * mouth.geometry.half)
 
 
 def test_a_mirror_image_is_read_alike(reader: FaceReader) -> None:
@@ -128,7 +127,7 @@ def test_a_mirror_image_is_read_alike(reader: FaceReader) -> None:
     read = []
     for one in (picture, np.ascontiguousarray(picture[:, ::-1])):
         points = reader.mesh(one, reader.detect(one)[0]).points
-        read.append(measure_film.lips_apart(one, points, reader))
+        read.append(measure_film.read_lips(one, points, reader))
     assert read[0] == pytest.approx(read[1], rel=0.1)
 
 
