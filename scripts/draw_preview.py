@@ -102,6 +102,8 @@ def portraits(reader: FaceReader) -> dict[str, Picture]:
     masked = hopper.copy()
     points = reader.mesh(hopper, reader.detect(hopper)[0]).points
     cv2.fillPoly(masked, [points[_MASK, :2].astype(np.int32)], (190, 150, 90))
+    framed = frame_portrait(hopper, 768, 768, "auto", reader)
+    shouts = draw_pose(Renderer(framed, 1.6), replace(POSES["a"], teeth=0.6), 768)
     dark = 255 * (astronaut / 255.0) ** 2.0 * [0.55, 0.65, 0.8]
     return {
         "photo": astronaut,
@@ -110,8 +112,23 @@ def portraits(reader: FaceReader) -> dict[str, Picture]:
         "drawn, grin": as_cartoon(astronaut),
         "painted": np.asarray(cv2.stylization(astronaut, sigma_s=40, sigma_r=0.35), np.uint8),
         "dark": np.clip(dark, 0, 255).astype(np.uint8),
+        "photo of an open mouth": shouts,
         "mask: mouth stays": masked,
+        "microphone: mouth stays": with_microphone(hopper, points),
     }
+
+
+def with_microphone(photo: Picture, points: npt.NDArray[np.float64]) -> Picture:
+    """A dark ball before the mouth, and what it is held by."""
+    x, y = points[[landmarks.UPPER_LIP_CENTRE, landmarks.LOWER_LIP_CENTRE], :2].mean(axis=0)
+    radius = 0.26 * float(np.linalg.norm(points[landmarks.LEFT_EDGE, :2] - points[landmarks.RIGHT_EDGE, :2]))
+    row, column = np.mgrid[: photo.shape[0], : photo.shape[1]]
+    across, down = (column - x) / radius, (row - y) / radius - 0.2
+    ball = across**2 + down**2
+    light = np.where(ball < 1, 0.6 + 0.8 * np.sqrt(np.clip(1 - ball, 0, 1)) * (1 - 0.5 * across), 0.7)
+    held = (ball < 1) | ((np.abs(across - 0.2 * down) < 0.45) & (down > 0))
+    cover = cv2.GaussianBlur(held.astype(np.float64), (0, 0), 0.02 * radius)[..., None]
+    return np.asarray(np.clip(photo * (1 - cover) + 48 * light[..., None] * cover, 0, 255), np.uint8)
 
 
 def mouth_of(portrait: FramedPortrait) -> tuple[npt.NDArray[np.float64], float]:

@@ -19,7 +19,7 @@ from workers.engines.preview.head import HeadField
 from workers.engines.preview.idle import Idle
 from workers.engines.preview.inner_mouth import InnerMouth, _between_rows
 from workers.engines.preview.motion import STILL, Pose
-from workers.engines.preview.mouth import MouthWarp, measure_mouth
+from workers.engines.preview.mouth import MouthGeometry, MouthWarp, measure_mouth
 from workers.engines.preview.renderer import Renderer
 from workers.engines.preview.shaping import luminance
 
@@ -115,6 +115,52 @@ def test_a_lower_row_of_teeth_is_told_from_the_upper_one(portraits: dict[str, Fr
     between = _between_rows(upper | lower, geometry)
     assert between is not None
     assert between == pytest.approx(0.3 * half, abs=1.5)
+
+
+@pytest.fixture(scope="module")
+def wide_open(portraits: dict[str, FramedPortrait], reader: FaceReader) -> tuple[FramedPortrait, MouthGeometry, float]:
+    """Hopper as if photographed in a shout; her mouth at rest, and the gap of the lips in pixels."""
+    shouts, at_rest = replace(TALKS, open=1.0, level=1.0, teeth=0.6), measure_mouth(portraits["grace_hopper"])
+    picture = drawn(Renderer(portraits["grace_hopper"], 1.6), shouts)
+    gap = MouthWarp(at_rest, 1.6).shape(shouts).opening
+    return frame_portrait(picture, SIDE, SIDE, "whole", reader), at_rest, gap
+
+
+def test_the_lips_of_a_wide_open_mouth_are_found_where_they_are(
+    wide_open: tuple[FramedPortrait, MouthGeometry, float],
+) -> None:
+    portrait, _, gap = wide_open
+    geometry = measure_mouth(portrait)
+    assert geometry.gap == pytest.approx(gap, rel=0.12)
+    assert geometry.agape == 1
+    near = np.abs(geometry.across) < 0.3
+    assert np.ptp(geometry.lines.upper_inner[near]) < 0.2 * geometry.half, "and the edge does not jump between teeth"
+
+
+def test_a_jaw_that_hangs_comes_up_to_close_the_mouth(
+    wide_open: tuple[FramedPortrait, MouthGeometry, float], reader: FaceReader
+) -> None:
+    portrait, at_rest, gap = wide_open
+    closed = drawn(Renderer(portrait, 1.0), replace(TALKS, close=1.0))
+    points = reader.mesh_again(closed, portrait.points).points[:, :2]
+    upper, lower, chin = (points[k, 1] for k in (13, 14, landmarks.CHIN))
+    assert abs(lower - upper) < 0.12 * at_rest.half
+    assert portrait.points[landmarks.CHIN, 1] - chin > 0.2 * gap
+    red = points[landmarks.LOWER_OUTER_LIP, 1].max() - lower
+    was = (at_rest.lines.lower_outer - at_rest.lines.lower_inner)[np.abs(at_rest.across) < 0.2].mean()
+    assert red < 1.6 * was, "the lower lip is carried, not pulled"
+
+
+def test_a_grin_relaxes_in_speech(portraits: dict[str, FramedPortrait], reader: FaceReader) -> None:
+    portrait = portraits["astronaut"]
+    assert measure_mouth(portrait).grin > 0.8
+    assert measure_mouth(portraits["grace_hopper"]).grin == 0
+    said = reader.mesh_again(drawn(Renderer(portrait, 1.0), replace(TALKS, wide=0.35, close=1.0)), portrait.points)
+
+    def width(points: np.ndarray) -> float:
+        return float(np.linalg.norm(points[landmarks.LEFT_CORNER, :2] - points[landmarks.RIGHT_CORNER, :2]))
+
+    assert width(said.points) < 0.92 * width(portrait.points)
 
 
 def test_a_drawing_gets_a_drawn_mouth(

@@ -149,6 +149,69 @@ def test_a_file_that_is_no_picture_is_refused(reader: FaceReader, tmp_path: Path
         look(tmp_path / "none.png", reader)
 
 
+def before_the_mouth(photo: np.ndarray, reader: FaceReader, thing: str) -> np.ndarray:
+    """The photo with a drawn fist in the face's own skin, a microphone or a cup before the mouth."""
+    points = reader.mesh(photo, reader.detect(photo)[0]).points[:, :2]
+    width = np.linalg.norm(points[landmarks.LEFT_EDGE] - points[landmarks.RIGHT_EDGE])
+    x, y = (points[landmarks.UPPER_LIP_CENTRE] + points[landmarks.LOWER_LIP_CENTRE]) / 2
+    row, column = np.mgrid[: photo.shape[0], : photo.shape[1]]
+    across, down = (column - x) / width, (row - y) / width
+    if thing == "fist":
+        forehead = points[landmarks.UPPER_FACE].astype(int)
+        colour = np.median(photo[forehead[:, 1], forehead[:, 0]], axis=0)
+        reach = (across / 0.36) ** 2 + ((down - 0.05) / 0.28) ** 2
+        light = 0.7 + 0.35 * np.sqrt(np.clip(1 - reach, 0, 1))
+        for knuckle in (-0.15, 0.0, 0.15):
+            light -= 0.2 * np.exp(-(((across - knuckle) / 0.012) ** 2)) * (down < 0.15)
+    elif thing == "microphone":
+        colour, reach = np.array([48, 45, 45]), (across / 0.26) ** 2 + ((down - 0.05) / 0.26) ** 2
+        light = 0.6 + 0.8 * np.sqrt(np.clip(1 - reach, 0, 1))
+    else:
+        colour, reach = np.array([225, 225, 220]), np.maximum(np.abs(across) / 0.28, np.abs(down - 0.2) / 0.34)
+        light = 1 - 2.5 * across**2
+    cover = cv2.GaussianBlur((reach < 1).astype(np.float64), (0, 0), max(0.6, 0.006 * width))[..., None]
+    return np.clip(photo * (1 - cover) + colour * light[..., None] * cover, 0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize("thing", ["fist", "microphone", "cup"])
+@pytest.mark.parametrize("portrait", [ASTRONAUT, HOPPER], ids=["astronaut", "hopper"])
+def test_what_is_before_the_mouth_is_noted_and_nothing_is_drawn_into_it(
+    reader: FaceReader, tmp_path: Path, portrait: Path, thing: str
+) -> None:
+    photo = before_the_mouth(cv2.imread(str(portrait)), reader, thing)
+    facts = look(written(tmp_path, photo), reader)
+    assert facts.mouth_covered, facts.mouth_doubt
+    assert any("covered" in note for note in check(facts))
+    assert frame_portrait(photo, 256, 256, "auto", reader).mouth_covered
+
+
+@pytest.mark.parametrize("portrait", [ASTRONAUT, HOPPER], ids=["astronaut", "hopper"])
+def test_a_mouth_that_shows_is_not_taken_for_covered_in_a_bad_photo(
+    reader: FaceReader, tmp_path: Path, portrait: Path
+) -> None:
+    photo = cv2.imread(str(portrait))
+    noise = np.random.default_rng(3).normal(0, 14, photo.shape)
+    for bad in (
+        photo,
+        (photo * 0.3).astype(np.uint8),
+        cv2.convertScaleAbs(photo, alpha=1.5, beta=20),
+        cv2.GaussianBlur(photo, (0, 0), 1.5),
+        np.clip(photo + noise, 0, 255).astype(np.uint8),
+        cv2.cvtColor(cv2.cvtColor(photo, cv2.COLOR_BGR2GRAY), cv2.COLOR_GRAY2BGR),
+        np.ascontiguousarray(photo[:, ::-1]),
+        cv2.resize(photo, None, fx=3, fy=3, interpolation=cv2.INTER_CUBIC),
+    ):
+        facts = look(written(tmp_path, bad), reader)
+        assert not facts.mouth_covered
+        assert facts.mouth_doubt < 0.5
+
+
+def test_a_doubt_about_the_mouth_is_a_note_and_no_refusal() -> None:
+    assert check(replace(GOOD, mouth_doubt=0.9)) == []
+    (note,) = check(replace(GOOD, mouth_doubt=2.0))
+    assert "something may hide the mouth" in note
+
+
 @pytest.mark.parametrize("colour", [(190, 150, 90), (225, 225, 225), (35, 35, 35)], ids=["blue", "white", "black"])
 def test_a_mask_is_noted_and_the_film_leaves_it_as_it_is(
     engine: Engine, reader: FaceReader, make_film: MakeFilm, tmp_path: Path, colour: tuple[int, int, int]

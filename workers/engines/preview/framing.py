@@ -28,7 +28,7 @@ class FramedPortrait:
     image: Pixels  # [height, width, 3], BGR
     points: Doubles  # [468, 3] landmarks in its pixels, on a grid of 1/16
     matte: Floats  # [height, width], how much a pixel belongs to the person
-    mouth_covered: bool = False  # by a mask or a scarf
+    mouth_covered: bool = False  # by a mask, a hand, a cup or the like
     drawn: bool = False  # in lines and flat colours
 
     @property
@@ -62,7 +62,7 @@ def frame_portrait(photo: Pixels, width: int, height: int, framing: Framing, rea
         image,
         points,
         reader.matte(image),
-        mouth_covered=is_mouth_covered(photo, mesh.points),
+        mouth_covered=is_mouth_covered(photo, mesh.points, reader),
         drawn=is_drawn(photo, mesh.points),
     )
 

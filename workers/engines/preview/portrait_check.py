@@ -13,7 +13,7 @@ import numpy as np
 
 from farm.errors import InputError
 from workers.engines.preview import landmarks
-from workers.engines.preview.covered import is_mouth_covered
+from workers.engines.preview.covered import DOUBTFUL, SURE, is_cloth, look_for_mouth
 from workers.engines.preview.face import Detection, Doubles, FaceReader, Mesh
 from workers.engines.preview.shaping import Pixels, luminance
 
@@ -41,7 +41,8 @@ class PortraitFacts:
     brightness: float = 0.0  # mean luma of the face, 0..255
     sharpness: float = 0.0  # spread of the Laplacian of the face at 128 px; under about 3 looks blurred
     inside: float = 1.0  # share of the face's box that lies inside the photo
-    mouth_covered: bool = False  # by a mask or a scarf
+    mouth_covered: bool = False  # by a mask, a hand, a cup or the like
+    mouth_doubt: float = 0.0  # how much speaks for that; see covered.MouthSigns
     turned_by: int = 0  # degrees clockwise that would bring a face that lies on its side upright
 
     def as_json(self) -> dict[str, Any]:
@@ -94,7 +95,7 @@ def look(image_path: Path, reader: FaceReader | None = None) -> PortraitFacts:
             turned = _faces(cv2.rotate(photo, turn), reader)
             if turned and turned[0][0].score > max(score + 0.15, _SURE):
                 return PortraitFacts(width, height, 0, turned_by=degrees)
-    return _describe(photo, len(faces), *faces[0]) if faces else PortraitFacts(width, height, 0)
+    return _describe(photo, reader, len(faces), *faces[0]) if faces else PortraitFacts(width, height, 0)
 
 
 def check(facts: PortraitFacts, rules: PortraitRules | None = None) -> list[str]:
@@ -140,6 +141,8 @@ def check(facts: PortraitFacts, rules: PortraitRules | None = None) -> list[str]
         notes.append("the face is blurred; a sharper photo looks better")
     if facts.mouth_covered:
         notes.append("the mouth is covered in the portrait; a photo that shows the mouth looks better")
+    elif facts.mouth_doubt > DOUBTFUL:
+        notes.append("something may hide the mouth in the portrait; if so, a photo that shows the mouth looks better")
     if facts.eyes_open < rules.closed_eyes:
         notes.append("the eyes seem closed in the portrait and will stay so")
     return notes
@@ -151,7 +154,7 @@ def _faces(photo: Pixels, reader: FaceReader) -> list[tuple[Detection, Mesh]]:
     return [(face, mesh) for face, mesh in meshes if mesh.presence > 0.5]
 
 
-def _describe(photo: Pixels, count: int, face: Detection, mesh: Mesh) -> PortraitFacts:
+def _describe(photo: Pixels, reader: FaceReader, count: int, face: Detection, mesh: Mesh) -> PortraitFacts:
     height, width = photo.shape[:2]
     points = mesh.points
     left, top = points[landmarks.OVAL, :2].min(axis=0)
@@ -159,6 +162,7 @@ def _describe(photo: Pixels, count: int, face: Detection, mesh: Mesh) -> Portrai
     yaw, pitch, roll = _angles(points)
     mouth = np.linalg.norm(points[landmarks.LEFT_CORNER] - points[landmarks.RIGHT_CORNER])
     gap = np.linalg.norm(points[landmarks.LOWER_LIP_CENTRE, :2] - points[landmarks.UPPER_LIP_CENTRE, :2])
+    doubt = look_for_mouth(photo, points, reader).doubt
     brightness, sharpness = _light(photo, (left, top, right, bottom))
     return PortraitFacts(
         width=width,
@@ -171,7 +175,8 @@ def _describe(photo: Pixels, count: int, face: Detection, mesh: Mesh) -> Portrai
         pitch=round(pitch, 1),
         roll=round(roll, 1),
         mouth_open=round(float(gap / max(mouth, 1.0)), 3),
-        mouth_covered=is_mouth_covered(photo, points),
+        mouth_covered=is_cloth(photo, points) or doubt > SURE,
+        mouth_doubt=round(doubt, 2),
         eyes_open=round(_eyes_gap(points), 3),
         brightness=round(brightness, 1),
         sharpness=round(sharpness, 2),
