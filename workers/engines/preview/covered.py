@@ -20,7 +20,7 @@ _CLOTH_EVEN = 10.0  # spread of cloth; beards have more
 _LIPS_SHOW = 7.0  # lips from what is around them, where they may be cloth
 _POINT_DIFFERS = 9.0
 
-SURE = 3.6  # `doubt` above which something hides the mouth
+SURE = 4.2  # `doubt` above which something hides the mouth
 DOUBTFUL = 1.0  # above which it may
 # `doubt`, fitted on photos and drawings, plain and in bad versions, and on things laid over them.
 _BASE, _OF_TREMBLING, _OF_LINE, _OF_CONTRAST, _OF_GAP = 3.66, 6.42, 4.76, 1.02, 17.3
