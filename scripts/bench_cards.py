@@ -34,6 +34,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from card_ways import Way, model_texts, ways
 from private_farm import ROOT, Failed, Gauge, Kill, PrivateFarm, wait_until
+from verdict import say
 
 from farm.cards import list_cards
 from farm.errors import FarmError
@@ -331,10 +332,6 @@ def compare(farm: PrivateFarm, one: Stretch, other: Stretch) -> tuple[list[str],
 
 
 # The run
-
-
-def say(text: str) -> None:
-    print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
 
 
 def run_batch(

@@ -1,4 +1,4 @@
-"""How a script that breaks a farm on purpose speaks and ends."""
+"""How a script that runs a farm and judges it speaks and ends."""
 
 from __future__ import annotations
 
