@@ -31,16 +31,18 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from card_ways import Way, model_texts, ways
 from private_farm import ROOT, Failed, Gauge, Kill, PrivateFarm, wait_until
+from sounds import Samples, read_sound, write_sound
 from verdict import say
 
 from farm.cards import list_cards
 from farm.errors import FarmError
 from farm.ledger import read
 from farm.ledger.audit import audit
-from farm.media.binary import find_ffmpeg
 from farm.media.verify import frame_hashes, verify_film
 from farm.states import ArtifactKind, Event, JobState
 
@@ -63,33 +65,16 @@ PRIVATE = {
 # Material
 
 
-def read_recordings() -> list[bytes]:
-    """The examples' speech as mono 16-bit samples at RATE."""
-    heard = []
-    for path in RECORDINGS:
-        argv = [str(find_ffmpeg()), "-nostdin", "-v", "error", "-i", str(path)]
-        argv += ["-f", "s16le", "-ac", "1", "-ar", str(RATE), "pipe:1"]
-        heard.append(subprocess.run(argv, check=True, stdout=subprocess.PIPE, timeout=60).stdout)
-    return heard
-
-
-def cut_sound(path: Path, recording: bytes, begin: float, seconds: float) -> int:
-    """A WAV file of `seconds` out of a recording that goes round; returns its samples."""
-    samples = round(seconds * RATE)
-    first = round(begin * RATE) % (len(recording) // 2)
-    round_and_round = recording * (2 + (first + samples) * 2 // len(recording))
-    with wave.open(str(path), "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(2)
-        file.setframerate(RATE)
-        file.writeframes(round_and_round[2 * first : 2 * (first + samples)])
-    return samples
+def cut_sound(path: Path, recording: Samples, begin: float, seconds: float) -> None:
+    """A WAV file of `seconds` out of a recording that goes round."""
+    span = round(begin * RATE) + np.arange(round(seconds * RATE))
+    write_sound(path, recording[span % len(recording)], RATE)
 
 
 def make_rows(options: argparse.Namespace, folder: Path, chosen: Mapping[str, Way]) -> list[dict[str, Any]]:
     """Rows of mixed lengths, sizes, portraits, prompts, priorities and seeds; the same for the same options."""
     dice = random.Random(options.seed)
-    recordings = read_recordings()
+    recordings = [read_sound(path, RATE) for path in RECORDINGS]
     low, high = options.seconds
     rows = []
     for number in range(options.films):

@@ -37,7 +37,6 @@ import tempfile
 import threading
 import time
 import traceback
-import wave
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import pairwise
@@ -49,6 +48,7 @@ sys.path.insert(0, str(ROOT))
 sys.dont_write_bytecode = True
 
 import numpy as np  # noqa: E402
+from sounds import write_sound  # noqa: E402
 
 from farm.cards import list_cards  # noqa: E402
 from farm.devices import DeviceSet  # noqa: E402
@@ -202,11 +202,7 @@ def write_clip(work: Path, seconds: float, name: str) -> dict[str, Any]:
     count = round(seconds * RATE)
     swell = 0.5 + 0.5 * np.sin(np.arange(count) * (2 * np.pi * 3 / RATE))
     levels = (0.15 * swell * draw.standard_normal(count) * 32767).clip(-32767, 32767).astype("<i2")
-    with wave.open(str(work / f"{name}.wav"), "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(2)
-        file.setframerate(RATE)
-        file.writeframes(levels.tobytes())
+    write_sound(work / f"{name}.wav", levels, RATE)
     (levels.astype("<f4") / 32768).tofile(work / f"{name}.f32")
     return {"wav": work / f"{name}.wav", "f32": work / f"{name}.f32", "frames": -(-count * FPS // RATE)}
 

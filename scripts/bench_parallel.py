@@ -27,7 +27,8 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
-from show_edit import EXAMPLES, RATE, narrations, write  # noqa: E402
+from show_edit import EXAMPLES, RATE, narrations  # noqa: E402
+from sounds import write_sound  # noqa: E402
 
 from farm.batch import rows_from  # noqa: E402
 from farm.config import Settings, load_settings  # noqa: E402
@@ -59,7 +60,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="farm-parallel-") as scratch:
         if options.only in (None, "run"):
             speech, _ = narrations(options.minutes)
-            write(Path(scratch) / "speech.wav", speech)
+            write_sound(Path(scratch) / "speech.wav", speech, RATE)
             preview = {"model": "preview", "settings": {"threads": 1}}
             paced = {"model": "pattern", "settings": {"pace": options.pace}}
             for name, spec, size in (("preview", preview, "256x256"), ("paced", paced, "64x64")):

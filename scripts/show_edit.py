@@ -9,27 +9,24 @@ from __future__ import annotations
 import argparse
 import os
 import random
-import subprocess
 import sys
 import tempfile
 import time
-import wave
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
 from bench_farm import wait_for  # noqa: E402
 from own_farm import farm_up  # noqa: E402
+from sounds import Samples, read_sound, write_sound  # noqa: E402
 
 from farm.batch import rows_from  # noqa: E402
 from farm.config import Settings  # noqa: E402
 from farm.ledger import Ledger, moves, read  # noqa: E402
 from farm.ledger.audit import audit  # noqa: E402
-from farm.media.binary import find_ffmpeg  # noqa: E402
 from farm.media.pauses import find_pauses  # noqa: E402
 from farm.media.verify import frame_hashes  # noqa: E402
 from farm.states import SegmentKind  # noqa: E402
@@ -37,7 +34,6 @@ from farm.submission import submit  # noqa: E402
 
 RATE = 44_100
 EXAMPLES = ROOT / "examples"
-Samples = npt.NDArray[np.int16]
 
 
 def main() -> None:
@@ -50,8 +46,8 @@ def main() -> None:
     options = parser.parse_args()
     options.films.mkdir(parents=True, exist_ok=True)
     before, after = narrations(options.minutes)
-    write(options.films / "before.wav", before)
-    write(options.films / "after.wav", after)
+    write_sound(options.films / "before.wav", before, RATE)
+    write_sound(options.films / "after.wav", after, RATE)
     print(
         f"a narration of {len(before) / RATE:.1f} s; in the middle a sentence is replaced,"
         f" and what follows moves by {(len(after) - len(before)) / RATE:+.3f} s"
@@ -114,7 +110,7 @@ def _start(ledger: Ledger, job_id: int) -> float:
 
 def narrations(minutes: float) -> tuple[Samples, Samples]:
     """The narration, and the same with another sentence in its middle."""
-    sentences = [s for path in sorted((EXAMPLES / "speech").iterdir()) for s in split(read_sound(path))]
+    sentences = [s for path in sorted((EXAMPLES / "speech").iterdir()) for s in split(read_sound(path, RATE))]
     dice = random.Random(7)
     order: list[Samples] = []
     while sum(map(len, order)) < minutes * 60 * RATE:
@@ -129,19 +125,6 @@ def narrations(minutes: float) -> tuple[Samples, Samples]:
 def split(sound: Samples) -> list[Samples]:
     cuts = [pause.at for pause in find_pauses(sound, RATE) if pause.length > 0.45 * RATE]
     return [part for part in np.split(sound, cuts) if len(part) > RATE]
-
-
-def read_sound(path: Path) -> Samples:
-    argv = [str(find_ffmpeg()), "-v", "error", "-i", str(path), "-f", "s16le", "-ac", "1", "-ar", str(RATE), "-"]
-    return np.frombuffer(subprocess.run(argv, check=True, capture_output=True).stdout, np.int16)
-
-
-def write(path: Path, sound: Samples) -> None:
-    with wave.open(str(path), "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(2)
-        file.setframerate(RATE)
-        file.writeframes(sound.astype("<i2").tobytes())
 
 
 if __name__ == "__main__":
