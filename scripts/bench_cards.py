@@ -19,7 +19,6 @@ import os
 import platform
 import random
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -34,8 +33,9 @@ from typing import Any
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
+from card_farm import CardFarm, Gauge, Kill, wait_until
 from card_ways import Way, model_texts, ways
-from private_farm import ROOT, Failed, Gauge, Kill, PrivateFarm, wait_until
+from own_farm import ROOT, Failed, ended_by_sigterm
 from sounds import Samples, read_sound, write_sound
 from verdict import say
 
@@ -192,7 +192,7 @@ class Stretch:
         return total
 
 
-def measure(farm: PrivateFarm, stretch: Stretch, gauge: Gauge, cards: Sequence[str]) -> None:
+def measure(farm: CardFarm, stretch: Stretch, gauge: Gauge, cards: Sequence[str]) -> None:
     """Fill in what the ledger knows of a batch that ended."""
     tried = [(s, a) for s, a in farm.attempts(stretch.jobs) if a.ended_at is not None]
     stretch.began = min(a.started_at for _, a in tried)
@@ -243,7 +243,7 @@ def _part_before(instant: float, begin: float, end: float) -> float:
     return max(0.0, min(1.0, (instant - begin) / (end - begin))) if end > begin else 0.0
 
 
-def recoveries(farm: PrivateFarm, stretch: Stretch) -> list[dict[str, Any]]:
+def recoveries(farm: CardFarm, stretch: Stretch) -> list[dict[str, Any]]:
     """What came of each killed segment."""
     found = []
     for kill in stretch.kills:
@@ -261,7 +261,7 @@ def recoveries(farm: PrivateFarm, stretch: Stretch) -> list[dict[str, Any]]:
     return found
 
 
-def what_is_wrong(farm: PrivateFarm, stretch: Stretch) -> list[str]:
+def what_is_wrong(farm: CardFarm, stretch: Stretch) -> list[str]:
     """Sentences about films that are not what was asked for, and work that was done or published twice."""
     wrong = []
     hit = Counter(kill.segment_id for kill in stretch.kills if kill.segment_id)
@@ -298,7 +298,7 @@ def what_is_wrong(farm: PrivateFarm, stretch: Stretch) -> list[str]:
     return wrong
 
 
-def compare(farm: PrivateFarm, one: Stretch, other: Stretch) -> tuple[list[str], int, int]:
+def compare(farm: CardFarm, one: Stretch, other: Stretch) -> tuple[list[str], int, int]:
     """Films of the same rows of two batches, frame by frame as decoded: what differs, films and frames compared."""
     wrong, frames = [], 0
     first = {row["name"]: job_id for job_id, row in zip(one.jobs, one.rows, strict=True)}
@@ -320,7 +320,7 @@ def compare(farm: PrivateFarm, one: Stretch, other: Stretch) -> tuple[list[str],
 
 
 def run_batch(
-    farm: PrivateFarm,
+    farm: CardFarm,
     name: str,
     rows: list[dict[str, Any]],
     deadline: float,
@@ -396,7 +396,7 @@ def run(options: argparse.Namespace, home: Path, found: dict[str, Any]) -> None:
     settings = {**PRIVATE, "FARM_SEGMENTS__FIRST_SECONDS": f"{options.first_seconds:g}"}
     if options.tiny:
         settings |= {"FARM_LEASE__TTL_SECONDS": "6", "FARM_RETRY__BASE_DELAY_SECONDS": "0.2"}
-    farm = PrivateFarm(home, make_workers(options, chosen), texts, settings)
+    farm = CardFarm(home, make_workers(options, chosen), texts, settings)
     try:
         with farm, Gauge(farm, cards) as gauge:
             run_on(farm, gauge, options, rows, deadline, found)
@@ -406,7 +406,7 @@ def run(options: argparse.Namespace, home: Path, found: dict[str, Any]) -> None:
 
 
 def run_on(
-    farm: PrivateFarm,
+    farm: CardFarm,
     gauge: Gauge,
     options: argparse.Namespace,
     rows: list[dict[str, Any]],
@@ -453,7 +453,7 @@ def run_on(
     say(f"the ledger's promises: {len(violations)} broken")
 
 
-def check_loads(farm: PrivateFarm, stretches: list[Stretch], found: dict[str, Any], wrong: list[str]) -> None:
+def check_loads(farm: CardFarm, stretches: list[Stretch], found: dict[str, Any], wrong: list[str]) -> None:
     """Each host was loaded once, and once more for each time that it was killed."""
     loads = farm.loads()
     found["loads"] = loads
@@ -465,7 +465,7 @@ def check_loads(farm: PrivateFarm, stretches: list[Stretch], found: dict[str, An
         say(f"{name}: {len(seconds)} loads, {killed} kills of its host, seconds of each {seconds}")
 
 
-def _as_json(farm: PrivateFarm, stretch: Stretch) -> dict[str, Any]:
+def _as_json(farm: CardFarm, stretch: Stretch) -> dict[str, Any]:
     total = stretch.together
     return {
         "name": stretch.name,
@@ -556,9 +556,8 @@ def main() -> int:
     print(f"{where}, {len(cards)} x {', '.join(sorted(set(cards))) or 'no card'}", flush=True)
     found: dict[str, Any] = {"machine": where, "cards": cards, "options": {k: str(v) for k, v in vars(options).items()}}
     code = 1
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the farm is ended too
     try:
-        with home_folder(options.keep) as home:
+        with ended_by_sigterm(), home_folder(options.keep) as home:
             run(options, home, found)
         for sentence in found["wrong"]:
             print(f"WRONG: {sentence}")

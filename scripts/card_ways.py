@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from private_farm import ROOT, Failed, change_model
+from card_farm import change_model
+from own_farm import ROOT, Failed
 
 from farm.errors import FarmError
 from workers.engines.preview.face_models import find_models

@@ -1,8 +1,7 @@
-"""A farm of its own for a bench: a home, a private Redis, an SQLite ledger and workers, all ended with it.
+"""The farm that bench_cards.py watches and kills: one of the script's own, with workers and models of its choosing.
 
-It is started and fed as a person does it, by `farm up` and `farm submit`, as `python -m farm.cli` out of this checkout,
-so that nothing needs to be installed but what the farm imports.  No wait is without an end: what does not come raises
-Failed, and `tails` tells what the logs said last.
+It is fed as a person does it, by `farm submit`.  No wait is without an end: what does not come raises Failed, and
+`tails` tells what the logs said last.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,25 +22,17 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from own_farm import ROOT, Failed, farm_up, run_farm
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
-from farm import processes, supervisor  # noqa: E402
-from farm.config import Settings, load_settings  # noqa: E402
-from farm.ledger import Ledger, open_ledger, read  # noqa: E402
-from farm.ledger.values import Attempt, Segment, Worker  # noqa: E402
-from farm.states import Event, SegmentKind, WorkerState  # noqa: E402
+from farm import processes, supervisor
+from farm.ledger import read
+from farm.ledger.values import Attempt, Segment, Worker
+from farm.states import Event, SegmentKind, WorkerState
 
 # What a bench may be told from outside; every other FARM_ variable belongs to somebody else's farm.
 KEPT = ("FARM_FFMPEG", "FARM_FACE_MODELS", "FARM_CACHE", "FARM_CARD_LOCKS")
-COMMAND_SECONDS = 120.0
 TAIL_LINES = 25
 WARM = re.compile(r"is warm on .* after ([0-9.]+) s")
-
-
-class Failed(Exception):
-    """The bench cannot go on; one sentence for people."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +48,8 @@ class Kill:
     at: float  # seconds since 1970, by this machine's clock, which is also the ledger's
 
 
-class PrivateFarm:
-    """The farm in `home`; a context that ends it."""
+class CardFarm:
+    """The farm in `home`; a context that starts and ends it."""
 
     def __init__(
         self,
@@ -78,50 +68,26 @@ class PrivateFarm:
         for model_id, text in models.items():
             (home / "models" / f"{model_id}.toml").write_text(text)
         (home / "workers.toml").write_text(_roster(workers))
-        kept = {k: v for k, v in os.environ.items() if not k.startswith("FARM_") or k in KEPT}
         path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-        own = {"FARM_HOME": str(home), "FARM_MACHINE": "bench", "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
-        self.environment = kept | own | dict(settings)
-        for name in [name for name in os.environ if name.startswith("FARM_") and name not in KEPT]:
-            del os.environ[name]
-        os.environ.update({k: v for k, v in self.environment.items() if k.startswith("FARM_")})
-        self.settings: Settings = load_settings()
-        self.ledger: Ledger = open_ledger(self.settings.ledger)
+        own = {"FARM_MACHINE": "bench", "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
+        self._up = farm_up(home, is_warm=False, kept=KEPT, **own, **settings)
 
-    def __enter__(self) -> PrivateFarm:
-        try:
-            self.command("up")
-        except BaseException:
-            self.end()
-            raise
+    def __enter__(self) -> CardFarm:
+        """Raises Failed."""
+        self.settings, self.ledger = self._up.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.end()
-
-    def end(self) -> None:
         """Stop everything, hosts of killed workers too."""
-        with contextlib.suppress(Failed):
-            self.command("down")
-        for worker in self.workers():
+        try:
+            workers = self.workers()
+        finally:
+            self._up.__exit__(None, None, None)
+        for worker in workers:
             if worker.host_pid is not None and worker.pid and not psutil.pid_exists(worker.pid):
                 processes.kill_group(worker.host_pid)
-        self.ledger.close()
 
     # What a person does
-
-    def command(self, *words: str) -> str:
-        """`farm WORDS`; what it printed.  Raises Failed with what it complained of."""
-        argv = [sys.executable, "-m", "farm.cli", *words]
-        try:
-            done = subprocess.run(
-                argv, cwd=self.home, env=self.environment, capture_output=True, text=True, timeout=COMMAND_SECONDS
-            )
-        except subprocess.TimeoutExpired:
-            raise Failed(f"farm {' '.join(words)} did not end within {COMMAND_SECONDS:.0f} s") from None
-        if done.returncode:
-            raise Failed(f"farm {' '.join(words)} ended with {done.returncode}: {done.stderr.strip()[-2000:]}")
-        return done.stdout
 
     def submit(self, name: str, rows: Sequence[Mapping[str, Any]], *, again: bool = False) -> list[int]:
         """The ids of the jobs of these rows, in their order."""
@@ -132,7 +98,7 @@ class PrivateFarm:
             writer.writeheader()
             writer.writerows(rows)
         words = ["submit", str(batch), "-o", str(self.home / "films" / name), "--json", *(["--again"] if again else [])]
-        ids: list[int] = json.loads(self.command(*words))["new"]
+        ids: list[int] = json.loads(run_farm(*words))["new"]
         if len(ids) != len(rows):
             raise Failed(f"{len(rows)} rows were submitted and {len(ids)} jobs made of them")
         return ids
@@ -176,14 +142,14 @@ class PrivateFarm:
 
     def _log(self, name: str) -> str:
         try:
-            return (self.settings.logs_dir / name).read_text(errors="replace")
+            return (self.home / "logs" / name).read_text(errors="replace")
         except OSError:
             return ""
 
     def tails(self) -> str:
-        """The end of every log."""
+        """The end of every log, also of a farm that did not start."""
         said = []
-        for path in sorted(self.settings.logs_dir.glob("*.log")):
+        for path in sorted((self.home / "logs").glob("*.log")):
             lines = self._log(path.name).splitlines()[-TAIL_LINES:]
             said.append("\n".join([f"--- {path.name}", *lines]))
         return "\n".join(said)
@@ -265,7 +231,7 @@ class PrivateFarm:
 class Gauge:
     """Memory, and on cards how busy they are, looked at twice a second: per card, or per host on the CPU."""
 
-    def __init__(self, farm: PrivateFarm, cards: Sequence[str]) -> None:
+    def __init__(self, farm: CardFarm, cards: Sequence[str]) -> None:
         self.farm, self.cards = farm, cards
         self.peak_gb: dict[str, float] = {}
         self.busy: list[tuple[float, str, float]] = []  # when, which card, percent of the last half second
