@@ -37,6 +37,9 @@ ENV PATH=/opt/farm/bin:$PATH \
     FARM_HOME=/data \
     FARM_OUTPUT_DIR=/films \
     FARM_FACE_MODELS=/opt/farm/face-models
+# What a container with NVIDIA cards gets of their driver; unnamed, it would be compute and utility alone.  compute is
+# CUDA, utility is nvidia-smi, by whose UUIDs cards are locked, and video is the encoder unit (film.codec = "h264_nvenc").
+ENV NVIDIA_DRIVER_CAPABILITIES=compute,utility,video
 USER farm
 WORKDIR /inputs
 VOLUME ["/data", "/films"]

@@ -160,6 +160,20 @@ def test_workers_on_cards_wait_for_their_profile_and_share_the_locks_of_cards(co
         )
     devices = {n: compose["services"][n]["deploy"]["resources"]["reservations"]["devices"] for n in list(profiles)[:2]}
     assert [one["device_ids"] for (one,) in devices.values()] == [["0"], ["2", "3"]]
+    # More words there would replace the Dockerfile's: CUDA, nvidia-smi and the encoder unit.
+    assert all(one["capabilities"] == ["gpu"] for (one,) in devices.values())
+    dockerfile = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+    assert "\nENV NVIDIA_DRIVER_CAPABILITIES=compute,utility,video\n" in dockerfile
+
+
+def test_every_container_of_the_farm_reads_one_file_of_workers(compose: dict[str, Any]) -> None:
+    shipped = tomllib.loads((ROOT / "configs/workers.toml").read_text(encoding="utf-8"))["workers"]
+    for name, service in compose["services"].items():
+        if service.get("image", "").startswith("farm"):
+            # A mount over a file of a volume leaves an empty one there for whoever does not mount it.
+            assert "${FARM_WORKERS:-./configs/workers.toml}:/data/workers.toml:ro" in service["volumes"], name
+            if service["command"][0] == "worker" and "profiles" not in service:
+                assert service["command"][1] in shipped, name
 
 
 def test_every_unit_starts_a_command_of_the_farm() -> None:
