@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -26,9 +27,12 @@ from farm.errors import EngineError, FarmError, InputError, Interrupted
 from farm.ledger import Ledger, control, open_ledger, read
 from farm.ledger.migrate import ensure_current
 from farm.ledger.progress import JobProgress, job_progress
+from farm.media.binary import find_ffmpeg
 from farm.models import load_model
-from farm.states import FINISHED, JobState
+from farm.states import FINISHED, JobState, WorkerState
 from farm.submission import submit
+
+log = logging.getLogger(__name__)
 
 LOOK_SECONDS = 0.2
 STOP_SECONDS = 15.0  # for the child to give back what it holds
@@ -57,9 +61,10 @@ def render_one(
     `on_film` once with the private ledger and the job's id, before that ledger is removed.
 
     Raises InputError when this portrait, audio or setting cannot be rendered, ConfigError, EngineError when the model
-    failed, Interrupted when the worker process was ended from outside.
+    failed or could not be loaded, Interrupted when the worker process was ended from outside.
     """
     base = load_settings()
+    find_ffmpeg()  # without one every attempt would fail, one after the other
     row = {"portrait": portrait, "audio": audio, "output": Path(output).absolute(), "model": model, "preset": preset}
     cells = {k: os.fspath(v) if isinstance(v, os.PathLike) else v for k, v in (row | settings).items() if v is not None}
     spec = load_model(str(cells.get("model", base.default_model)))
@@ -161,8 +166,9 @@ def _submit(ledger: Ledger, settings: Settings, cells: Mapping[str, Any]) -> int
 
 
 def _render(ledger: Ledger, job_id: int, home: Path, argv: list[str], on_progress: OnProgress | None) -> Path:
-    log = home / "render.log"
-    with log.open("wb") as output, _worker(home, argv, output) as child:
+    printed = home / "render.log"
+    waits = False
+    with printed.open("wb") as output, _worker(home, argv, output) as child:
         while True:
             ended = child.poll() is not None  # asked before the ledger: what the child wrote last is seen
             (progress,) = job_progress(ledger, [job_id])
@@ -171,14 +177,34 @@ def _render(ledger: Ledger, job_id: int, home: Path, argv: list[str], on_progres
                 on_progress(progress)
             if job.state in FINISHED or ended:
                 break
+            why = None if progress.workers else _why_waiting(ledger, child.pid)
+            if why is not None and not waits:
+                log.warning("the render waits: %s", why)
+            waits = why is not None
             time.sleep(LOOK_SECONDS)
     if job.state is JobState.SUCCEEDED:
         return Path(read.films(ledger, [job_id])[job_id].path)
     if job.state is JobState.FAILED:
         raise (InputError if job.failure == "input" else EngineError)(job.reason or "the render failed")
     if child.returncode and child.returncode > 0:
-        raise FarmError(f"the worker process could not start: {_last_line(log)}")
+        raise FarmError(f"the worker process could not start: {_last_line(printed)}")
     raise Interrupted("the render was stopped before its end; the same command goes on where it stopped")
+
+
+def _why_waiting(ledger: Ledger, pid: int) -> str | None:
+    """What keeps the workers of the child `pid` from taking the film up, such as a full disk, which may pass.
+
+    Raises EngineError when the model could not be loaded: a worker would try again for ever, and whoever waits for one
+    film mends it rather.
+    """
+    for worker in read.workers(ledger):
+        if worker.pid != pid:
+            continue  # of a render that was stopped, which this one goes on with
+        if worker.reason and worker.state in (WorkerState.LOADING, WorkerState.SICK):
+            raise EngineError(worker.reason)
+        if worker.reason and worker.state is WorkerState.IDLE:
+            return worker.reason
+    return None
 
 
 @contextlib.contextmanager
@@ -209,8 +235,8 @@ def _worker(home: Path, argv: list[str], output: IO[bytes]) -> Iterator[subproce
             child.wait()
 
 
-def _last_line(log: Path) -> str:
-    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+def _last_line(path: Path) -> str:
+    lines = [line.strip() for line in path.read_text(errors="replace").splitlines() if line.strip()]
     return lines[-1] if lines else "it said nothing"
 
 

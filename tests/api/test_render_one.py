@@ -12,7 +12,7 @@ import av
 import psutil
 import pytest
 
-from farm.errors import InputError
+from farm.errors import ConfigError, EngineError, InputError
 from farm.ledger.progress import JobProgress
 from farm.solo import render_one
 
@@ -77,3 +77,22 @@ def test_a_killed_render_goes_on_where_it_was_and_no_process_stays(tmp_path: Pat
     second = subprocess.run(argv, capture_output=True, text=True, check=True)
     assert "prepare" not in second.stdout  # it was published before the kill
     assert frames_of(tmp_path / "out.mp4") == 50
+
+
+def test_a_model_that_cannot_be_loaded_ends_the_render_with_the_reason(
+    tmp_path: Path, home: Path, speech: Path
+) -> None:
+    home.mkdir()
+    worker = '[workers.preview]\nmodel = "preview"\npython_executable = "/no/such/python"\n'
+    (home / "workers.toml").write_text(worker)
+    with pytest.raises(EngineError, match=r"could not be loaded: .*/no/such/python"):
+        render_one(PORTRAIT, speech, tmp_path / "out.mp4")
+
+
+def test_a_missing_ffmpeg_is_told_before_anything_is_begun(
+    tmp_path: Path, home: Path, speech: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FARM_FFMPEG", "/no/such/ffmpeg")
+    with pytest.raises(ConfigError, match="FARM_FFMPEG"):
+        render_one(PORTRAIT, speech, tmp_path / "out.mp4")
+    assert not home.exists()
