@@ -41,7 +41,7 @@ def examine(settings: Settings) -> list[Finding]:
     for examination in examinations:
         try:
             findings += examination(settings)
-        except FarmError as error:
+        except (FarmError, OSError) as error:
             findings.append(Finding(examination.__name__.strip("_"), "wrong", str(error)))
     return findings
 

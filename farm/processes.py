@@ -53,7 +53,10 @@ class Running:
 def start(
     name: str, argv: Sequence[str], *, env: Mapping[str, str], log_file: Path, run_dir: Path
 ) -> tuple[Running, subprocess.Popen[bytes]]:
-    """Start a process in a session of its own, its output in `log_file`, its number in `run_dir`."""
+    """Start a process in a session of its own, its output in `log_file`, its number in `run_dir`.
+
+    Raises OSError, and nothing runs then, when one of the two cannot be written.
+    """
     log_file.parent.mkdir(parents=True, exist_ok=True)
     run_dir.mkdir(parents=True, exist_ok=True)
     with contextlib.suppress(OSError):
@@ -68,11 +71,20 @@ def start(
     except psutil.Error:
         started = time.time()  # it died at once; its record will be stale
     running = Running(name, process.pid, started, list(argv))
-    record = run_dir / f"{name}.json"
+    try:
+        _write_record(running, run_dir)
+    except OSError:
+        process.kill()  # nobody would ever find it again
+        process.wait()
+        raise
+    return running, process
+
+
+def _write_record(running: Running, run_dir: Path) -> None:
+    record = run_dir / f"{running.name}.json"
     staged = record.with_suffix(".part")
     staged.write_text(json.dumps(asdict(running)))
     staged.replace(record)
-    return running, process
 
 
 def find(name: str, run_dir: Path) -> Running | None:

@@ -7,6 +7,7 @@ which kind it is.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import shutil
@@ -256,7 +257,8 @@ class Folder:
         except OSError as error:
             raise StoreError(f"{folder} cannot be written: {error.strerror}") from None
         finally:
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
 
 
 def _link(source: Path, target: Path) -> None:

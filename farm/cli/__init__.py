@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import sys
+from pathlib import Path
 
 import click
 
@@ -25,11 +27,16 @@ from farm.cli.status import status
 from farm.cli.submit import submit
 from farm.cli.watch import watch
 from farm.cli.workers import workers
-from farm.errors import FarmError, IllegalMove
+from farm.config import home_from_environment
+from farm.errors import ConfigError, FarmError, IllegalMove, InputError, NotEnoughRoom
+
+# What the machine refuses is no bug of the farm, wherever it is met.
+_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR)
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class FarmGroup(click.Group):
-    """Turns the farm's own errors into one line on stderr and their exit code."""
+    """Turns the farm's own errors, and what the machine refuses, into one line on stderr and an exit code."""
 
     def invoke(self, ctx: click.Context) -> object:
         try:
@@ -42,9 +49,27 @@ class FarmGroup(click.Group):
         except BrokenPipeError:
             sys.stderr.close()  # `farm jobs list | head`
             ctx.exit(0)
+        except OSError as error:
+            told = _translate(error)
+            if told is None:
+                raise
+            click.echo(f"farm: {told}", err=True)
+            ctx.exit(told.exit_code)
         except KeyboardInterrupt:
             click.echo("", err=True)
             ctx.exit(130)
+
+
+def _translate(error: OSError) -> FarmError | None:
+    """What a person is told of a file that cannot be written or read; None for what only a traceback explains."""
+    said = f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
+    if error.errno in _FULL:
+        return NotEnoughRoom(f"{said}; free some space, or run `farm gc`")
+    if error.errno not in _REFUSED:
+        return None
+    if error.filename and Path(str(error.filename)).is_relative_to(home_from_environment()):
+        return ConfigError(f"{said}; FARM_HOME must be a folder that you may write to")
+    return InputError(said)
 
 
 @click.group(cls=FarmGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

@@ -131,7 +131,7 @@ def open_ledger(url: str, *, silence_seconds: float = SILENCE_SECONDS) -> Ledger
         if parsed.database in (None, "", ":memory:"):
             raise ConfigError("FARM_LEDGER_URL: the ledger must outlive a process; use a file, not memory")
         assert parsed.database is not None
-        Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(Path(parsed.database).parent)
         engine = create_engine(
             parsed.set(drivername="sqlite+pysqlite"), connect_args={"timeout": BUSY_SECONDS}, pool_size=8
         )
@@ -154,6 +154,17 @@ def open_ledger(url: str, *, silence_seconds: float = SILENCE_SECONDS) -> Ledger
     else:
         raise ConfigError(f"FARM_LEDGER_URL: {backend} is not supported; use SQLite or PostgreSQL")
     return Ledger(engine, parsed.render_as_string(hide_password=False))
+
+
+def _make_folder(folder: Path) -> None:
+    """Raises ConfigError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"{folder}, where the ledger is to lie, cannot be made: {error.strerror}; FARM_HOME must be a folder that"
+            " you may write to"
+        ) from None
 
 
 def _postgres_options(silence_seconds: float) -> dict[str, str | int]:
@@ -245,7 +256,17 @@ def _first_line(error: DBAPIError) -> str:
     return str(error.orig).strip().splitlines()[0] if error.orig else type(error).__name__
 
 
+_WRITABLE = "; you must be able to write to that file and its folder"
+_SQLITE_ADVICE = {
+    "unable to open database file": _WRITABLE,
+    "attempt to write a readonly database": _WRITABLE,
+    "disk I/O error": "; is its disk full?",
+}
+
+
 def explain_unreachable(error: DBAPIError, url: str) -> LedgerAway:
     """A sentence for a person whose ledger cannot be opened; never shows the password."""
     shown = make_url(url).render_as_string(hide_password=True)
-    return LedgerAway(f"the ledger at {shown} does not answer: {_first_line(error)}")
+    said = _first_line(error)
+    advice = next((advice for words, advice in _SQLITE_ADVICE.items() if words in said), "")
+    return LedgerAway(f"the ledger at {shown} does not answer: {said}{advice}")
