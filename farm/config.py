@@ -182,6 +182,13 @@ class Settings(BaseSettings):
     store: StoreSettings
     live: LiveSettings
 
+    @field_validator("redis_url")
+    @classmethod
+    def _is_of_redis(cls, url: str) -> str:
+        if url and not url.startswith(("redis://", "rediss://", "unix://")):
+            raise ValueError("must be empty or an address that begins with redis://, rediss:// or unix://")
+        return url
+
     @classmethod
     def settings_customise_sources(
         cls,
@@ -272,7 +279,9 @@ def load_settings(**overrides: Any) -> Settings:
 
 
 def _may_be_secret(loc: tuple[Any, ...]) -> bool:
-    """Also a secret's name with a slip in it, and a whole section that holds one."""
+    """An address with a password in it; also a secret's name with a slip in it, and a whole section that holds one."""
+    if loc in (("redis_url",), ("ledger_url",)):
+        return True
     return loc[:1] == ("store",) and loc[1:] not in (("url",), ("region",), ("cache_gb",), ("patience_seconds",))
 
 
@@ -296,7 +305,8 @@ def _where(loc: tuple[Any, ...]) -> str:
 def first_problem(error: ValidationError) -> tuple[str, str]:
     """The key of what is wrong first, with dots, empty for the whole file; and what is wrong with it."""
     first = error.errors()[0]
-    return ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")
+    ours = {"extra_forbidden": "there is no such key", "missing": "is missing"}
+    return ".".join(map(str, first["loc"])), ours.get(first["type"], first["msg"].removeprefix("Value error, "))
 
 
 def read_toml(path: Path) -> dict[str, Any]:

@@ -144,7 +144,7 @@ def plan_children(settings: Settings, *, flower: bool, serve: bool) -> list[Chil
 def up(settings: Settings, *, flower: bool = False, serve: bool = False, wait_seconds: float = 60.0) -> Running:
     """Start the supervisor apart from this terminal, unless it runs.  Raises ConfigError.
 
-    Returns when Redis answers.
+    Returns when the private Redis answers; where there is a shared one, at once.
     """
     ledger = open_ledger(settings.ledger)
     ensure_current(ledger)
@@ -162,12 +162,28 @@ def up(settings: Settings, *, flower: bool = False, serve: bool = False, wait_se
             log_file=settings.logs_dir / f"{NAME}.log",
             run_dir=settings.run_dir,
         )
-    if not redis_server.wait_until_answers(settings, wait_seconds):
+    await_redis(settings, wait_seconds)
+    return running
+
+
+def await_redis(settings: Settings, wait_seconds: float) -> None:
+    """Wait for the private Redis.  A shared one that does not answer is only told of: workers do without it.
+
+    Raises ConfigError when the private one does not come.
+    """
+    shown = settings.redis.rsplit("@", 1)[-1]
+    if not settings.redis_is_private:
+        if (why := redis_server.why_silent(settings)) is not None:
+            log.warning(
+                "Redis at %s does not answer: %s; check FARM_REDIS_URL; until then workers find work a little later",
+                shown,
+                why,
+            )
+    elif not redis_server.wait_until_answers(settings, wait_seconds):
         raise ConfigError(
-            f"Redis at {settings.redis.rsplit('@', 1)[-1]} does not answer: {redis_server.why_silent(settings)};"
+            f"Redis at {shown} does not answer: {redis_server.why_silent(settings)};"
             f" see {settings.logs_dir / 'redis.log'}"
         )
-    return running
 
 
 def down(settings: Settings) -> list[str]:

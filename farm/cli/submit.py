@@ -164,4 +164,4 @@ def _say_submission(farm: Farm, done: Submission) -> None:
         if ended:
             click.echo(f"{len(ended)} of them failed; `farm jobs retry {ended[-1].id}` tries one again")
     if new and not done.rang:
-        click.echo("Redis does not answer; `farm up` starts the workers, which will find these jobs.", err=True)
+        click.echo("`farm up` starts the workers, which will find these jobs.", err=True)

@@ -49,7 +49,7 @@ def set_budget(ledger: Ledger, batch_id: int, budget: float | None) -> None:
             .returning(BatchRow.id)
         )
         if won is None:
-            raise NotFound(f"there is no batch {batch_id}")
+            raise NotFound(f"there is no batch {batch_id}; `farm batches list` shows those there are")
         append(session, "budget", batch_id=batch_id, detail="none" if budget is None else f"{budget:g}")
 
     ledger.write(story)

@@ -243,7 +243,7 @@ def batch(ledger: Ledger, batch_id: int) -> Batch:
     with ledger.read() as session:
         row = session.get(BatchRow, batch_id)
         if row is None:
-            raise NotFound(f"there is no batch {batch_id}")
+            raise NotFound(f"there is no batch {batch_id}; `farm batches list` shows those there are")
         return _batch_value(session, row)
 
 
@@ -395,7 +395,7 @@ def _blocked_jobs(session: Session, queue: str, names: list[str]) -> list[tuple[
 
 def _why_nobody(queue: str, rows: Sequence[WorkerRow], now: float, alive_seconds: float) -> str:
     if not rows:
-        return f"no worker serves queue {queue}; name one in configs/workers.toml and run `farm up`"
+        return f"no worker serves queue {queue}; name one in workers.toml if there is none, and run `farm up`"
     said: list[str] = []
     for row in rows:
         if row.state in (WorkerState.STOPPED, WorkerState.LOST) or row.beat_at <= now - alive_seconds:

@@ -9,8 +9,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from farm import processes
+from farm import processes, supervisor
 from farm.cli import _translate
+from farm.config import load_settings
 from farm.errors import ConfigError, InputError, NotEnoughRoom
 from tests.command_line import run_farm
 
@@ -56,3 +57,13 @@ def test_a_process_whose_record_cannot_be_written_does_not_run(tmp_path: Path) -
         processes.start("sleeper", argv, env=os.environ, log_file=tmp_path / "sleeper.log", run_dir=tmp_path / "run")
     mine = [p for p in psutil.Process().children() if p.status() != psutil.STATUS_ZOMBIE and mark in p.cmdline()]
     assert not mine
+
+
+def test_a_shared_redis_that_is_away_keeps_no_farm_from_starting(
+    monkeypatch: pytest.MonkeyPatch, home: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(ConfigError, match=r"redis\.log"):
+        supervisor.await_redis(load_settings(), wait_seconds=0.0)
+    monkeypatch.setenv("FARM_REDIS_URL", "redis://:hunter2@127.0.0.1:1")
+    supervisor.await_redis(load_settings(), wait_seconds=60.0)
+    assert "Redis at 127.0.0.1:1 does not answer" in caplog.text and "hunter2" not in caplog.text

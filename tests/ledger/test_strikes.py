@@ -229,7 +229,9 @@ def test_a_queue_without_workers_is_said(ledger: Ledger) -> None:
     job_id = planned(ledger)
     (stuck,) = read.stuck(ledger)
     assert (stuck.queue, stuck.segments, stuck.job_ids) == (QUEUE, 1, (job_id,))
-    assert stuck.reason == f"no worker serves queue {QUEUE}; name one in configs/workers.toml and run `farm up`"
+    assert (
+        stuck.reason == f"no worker serves queue {QUEUE}; name one in workers.toml if there is none, and run `farm up`"
+    )
 
 
 def test_why_each_worker_takes_nothing_is_said(ledger: Ledger) -> None:

@@ -114,7 +114,7 @@ def test_the_example_is_read_and_finds_the_examples() -> None:
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("", "courses: Field required"),
+        ("", "courses: is missing"),
         ("[[courses]]\n", "courses.0: name either a folder of recordings or batches"),
         ('[[courses]]\nfolder = "a"\nbatches = "b"\n', "courses.0: name either"),
         ('[[courses]]\nfolder = "."\n[window]\nstart = "10 pm"\nend = "06:00"\n', "window.start: write a time of day"),

@@ -92,7 +92,7 @@ def test_a_farm_starts_what_its_file_says_in_its_order(home: Path) -> None:
         ("workers = 3", "workers: there is no [workers.NAME] table"),
         ("[workers]\na = 3", "workers.a: must be a table"),
         ("[workers.'a b']", "workers.a b: a worker's name has letters, digits, '.', '_' and '-' only"),
-        ("[workers.a]\nmodle = 'x'", "workers.a.modle: Extra inputs are not permitted"),
+        ("[workers.a]\nmodle = 'x'", "workers.a.modle: there is no such key"),
         ("[workers.a]\nname = 'x'", "workers.a: name: the table's heading is the name"),
         ("[workers.a]\nenabled = 'perhaps'", "workers.a.enabled: Input should be a valid boolean"),
         ("[workers.a]\nmodel = 'x'", "workers.a: there is no model 'x'"),
