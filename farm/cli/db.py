@@ -101,7 +101,7 @@ def check(farm: Farm, promises: bool, files: bool) -> None:
 @click.argument("target", type=click.Path(path_type=Path, dir_okay=False))
 @click.pass_obj
 def backup(farm: Farm, target: Path) -> None:
-    """Copy an SQLite ledger to TARGET as it is now, while the farm works.  Copy the artifacts after it.
+    """Copy an SQLite ledger to TARGET, while the farm works.  Copy the artifacts after it.
 
     \b
     Example:

@@ -16,7 +16,8 @@ from farm.retention import Garbage, find_garbage, remove
 @json_option
 @click.pass_obj
 def gc(farm: Farm, days: float, keep_gb: float | None, dry_run: bool, as_json: bool) -> None:
-    """Delete working files of jobs that ended: segments, decoded audio, forgotten staging files; and old uploads.
+    """Delete working files of jobs that ended, and old uploads.  Working files are segments, decoded audio and
+    forgotten staging files.
 
     Segments are what new films of an edited recording use again, so the setting segments.keep_gb says how much of them
     may stay; beyond it the oldest are deleted, whatever their age.  Films, posters, contact sheets and reports are

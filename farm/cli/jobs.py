@@ -31,7 +31,7 @@ from farm.store import deliver, open_store
 
 @click.group()
 def jobs() -> None:
-    """See and steer jobs: one portrait and one audio each, on the way to one film.
+    """See and steer jobs.  A job is one portrait and one audio, on the way to one film.
 
     \b
     Example:
@@ -90,7 +90,7 @@ def _account_cells(account: Account, rates: RateSettings) -> dict[str, str]:
 @click.argument("batch_ids", metavar="BATCH...", nargs=-1, type=int, required=True)
 @click.pass_obj
 def set_budget(farm: Farm, amount: str, batch_ids: tuple[int, ...]) -> None:
-    """Limit what batches may cost, by the rates of farm.toml; a batch whose budget is spent is paused.
+    """Limit what batches may cost, by the rates of farm.toml.  A batch whose budget is spent is paused.
 
     A batch that was paused so goes on with `farm batches resume` once it has more.
 
@@ -169,7 +169,7 @@ def job_as_json(job: Job) -> dict[str, Any]:
 @json_option
 @click.pass_obj
 def show_job(farm: Farm, job_id: int, history: bool, as_json: bool) -> None:
-    """Show one job: what it was given, its segments, attempts, artifacts and what was noticed.
+    """Show one job.  That is what it was given, its segments, attempts, artifacts and what was noticed.
 
     \b
     Example:
@@ -463,7 +463,7 @@ def requeue(farm: Farm, job_words: tuple[str, ...], batch_id: int | None, segmen
 @_batch
 @click.pass_obj
 def priority(farm: Farm, priority: int, job_words: tuple[str, ...], batch_id: int | None) -> None:
-    """Change the priority, -100 to 100; higher comes first from the next segment on.
+    """Change the priority, -100 to 100.  Higher comes first, from the next segment on.
 
     \b
     Example:
@@ -479,7 +479,7 @@ def priority(farm: Farm, priority: int, job_words: tuple[str, ...], batch_id: in
 @_batch
 @click.pass_obj
 def deadline(farm: Farm, when: str, job_words: tuple[str, ...], batch_id: int | None) -> None:
-    """Change when the films are needed: a date, a date and time, or `none`.
+    """Change when the films are needed.  WHEN is a date, a date and time, or `none`.
 
     \b
     Example:
@@ -515,7 +515,7 @@ def bring_films(
 @click.option("--overwrite", is_flag=True, help="Replace other files of the same name.")
 @click.pass_obj
 def fetch(farm: Farm, job_words: tuple[str, ...], batch_id: int | None, output: Path | None, overwrite: bool) -> None:
-    """Bring films from the store to this machine: to where their rows said, or into a folder.
+    """Bring films from the store to this machine.  They go to where their rows said, or into a folder.
 
     A film that is there already is left alone.  Prints each film's path; jobs without a film are passed over.
 
@@ -538,7 +538,7 @@ def fetch(farm: Farm, job_words: tuple[str, ...], batch_id: int | None, output: 
 @click.option("--sheet", is_flag=True, help="The contact sheet instead of the film.")
 @click.pass_obj
 def open_job(farm: Farm, job_id: int, sheet: bool) -> None:
-    """Open a job's film in the desktop's player; without a desktop, print its path.
+    """Open a job's film in the desktop's player.  Without a desktop, print its path.
 
     \b
     Example:

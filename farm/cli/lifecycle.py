@@ -24,7 +24,8 @@ from farm.states import WorkerState
 @json_option
 @click.pass_obj
 def up(farm: Farm, flower: bool, serve: bool, wait: bool, foreground: bool, as_json: bool) -> None:
-    """Start this machine's part of the farm: a private Redis if none is named, and the workers of workers.toml.
+    """Start this machine's part of the farm.  That is a private Redis if none is named, and the workers of
+    workers.toml.
 
     It goes on without this terminal; logs are in FARM_HOME/logs.  Running it again starts what is missing.
 
@@ -88,7 +89,7 @@ def down(farm: Farm) -> None:
 @click.argument("name")
 @click.pass_obj
 def worker(farm: Farm, name: str) -> None:
-    """Be one worker of workers.toml in this terminal, for containers and systemd.
+    """Be one worker of workers.toml in this terminal.  It is made for containers and systemd.
 
     \b
     Example:
@@ -103,7 +104,7 @@ def worker(farm: Farm, name: str) -> None:
 @click.argument("options", nargs=-1, type=click.UNPROCESSED)
 @click.pass_obj
 def flower(farm: Farm, options: tuple[str, ...]) -> None:
-    """Be Flower in this terminal: read-only and on loopback unless OPTIONS of Flower say otherwise.
+    """Be Flower in this terminal.  It is read-only and on loopback unless OPTIONS of Flower say otherwise.
 
     \b
     Example:

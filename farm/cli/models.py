@@ -19,7 +19,7 @@ from farm.weights import pull, verify
 
 @click.group()
 def models() -> None:
-    """See which models this farm can render with; fetch and verify their weights.
+    """See the models of this farm; fetch and verify their weights.
 
     \b
     Example:
@@ -59,7 +59,7 @@ def list_models(farm: Farm, as_json: bool) -> None:
 @json_option
 @click.pass_obj
 def show_model(farm: Farm, model_id: str, as_json: bool) -> None:
-    """Show one model: sizes, frame rates, memory, licence, settings and presets.
+    """Show one model.  That is sizes, frame rates, memory, licence, settings and presets.
 
     \b
     Example:
@@ -175,7 +175,8 @@ def pull_model(farm: Farm, model_id: str, into: Path | None, source: str, revisi
 @json_option
 @click.pass_context
 def verify_model(ctx: click.Context, model_id: str, into: Path | None, quick: bool, as_json: bool) -> None:
-    """Look at every file of a model's weights: there, of its size and hash, and readable.  Exits with 1 if one is not.
+    """Look at every file of a model's weights.  Each must be there, of its size and hash, and readable.  Exits with 1
+    if one is not.
 
     \b
     Example:

@@ -27,7 +27,7 @@ SHOWN_ROWS = 50
 @json_option
 @click.pass_context
 def nightly(ctx: click.Context, config: Path, dry_run: bool, any_time: bool, as_json: bool) -> None:
-    """Render what is new or changed in the courses of CONFIG, while its window is open.
+    """Render what is new or changed in CONFIG's courses, at night.  It works while CONFIG's window is open.
 
     Made for cron: start it every few minutes.  Inside the window it renders until all is done or the window closes;
     outside of it the courses' jobs rest.  It prints only news.

@@ -40,7 +40,7 @@ def render(
     prompt: str | None,
     sets: tuple[str, ...],
 ) -> None:
-    """Render one film on this machine; no Redis and no running farm are needed.
+    """Render one film on this machine.  No Redis and no running farm are needed.
 
     A render that was interrupted goes on where it was when the same command is given again.
 

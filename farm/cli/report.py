@@ -20,7 +20,7 @@ from farm.errors import InputError
 @click.option("--csv", "as_csv", is_flag=True, help="CSV with one line for each job, likewise.")
 @click.pass_obj
 def report(farm: Farm, batch_id: int, output: Path | None, as_json: bool, as_csv: bool) -> None:
-    """Write what became of a batch: one HTML page with contact sheets, speed, cost and failures in words.
+    """Write what became of a batch, as one HTML page.  It has contact sheets, speed, cost and failures in words.
 
     \b
     Example:

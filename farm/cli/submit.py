@@ -55,7 +55,7 @@ def submit(
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Put the rows of BATCH (CSV or JSON lines, UTF-8) into the ledger and ring the workers.
+    """Put the rows of BATCH into the ledger and ring the workers.  BATCH is CSV or JSON lines, in UTF-8.
 
     Every row is checked before anything is written.  The same rows again are the same jobs, so an interrupted submit
     is simply repeated.

@@ -35,7 +35,7 @@ SHOWN_JOBS = 30
 @json_option
 @click.pass_obj
 def watch(farm: Farm, batch_ids: tuple[int, ...], once: bool, as_json: bool) -> None:
-    """Watch jobs being rendered: segments, frames per second, time left, device, last error.
+    """Watch jobs being rendered.  It shows segments, frames per second, time left, device and last error.
 
     Without a BATCH it shows everything that is not finished, and ends when all is.
 

@@ -15,7 +15,7 @@ from farm.states import WorkerState
 
 @click.group()
 def workers() -> None:
-    """See and steer workers: Celery processes bound to one device set each.
+    """See and steer workers.  A worker is a Celery process bound to one device set.
 
     \b
     Example:
@@ -60,7 +60,7 @@ def list_workers(farm: Farm, as_json: bool) -> None:
 @click.option("--ready", is_flag=True, help="Ask also whether it could take work: its model is loaded, it is not sick.")
 @click.pass_context
 def check(context: click.Context, name: str, ready: bool) -> None:
-    """Tell whether a worker of this machine lives, for probes of containers: exit code 0 or 1.
+    """Tell whether a worker of this machine lives.  It exits with 0 or 1, for probes of containers.
 
     It lives unless the ledger has not heard of it for a minute.  A ledger that does not answer accuses nobody, so that
     its rest costs no warm model; ready nobody is then.
@@ -106,7 +106,7 @@ def drain(farm: Farm, name: str, now: bool) -> None:
 @click.argument("name")
 @click.pass_obj
 def pause(farm: Farm, name: str) -> None:
-    """Let a worker give back what it holds at its next chunk and take nothing: the same as drain --now.
+    """Let a worker give back what it holds and take nothing.  It stops at its next chunk, as with drain --now.
 
     \b
     Example:
