@@ -1,6 +1,6 @@
 """What the farm costs over the bare engine, and how it grows: one run, one table, ratios of things measured here.
 
-    .venv/bin/python scripts/bench_farm.py                    everything; about half an hour on two cores
+    .venv/bin/python scripts/bench_farm.py                    everything; about twenty minutes on two cores
     .venv/bin/python scripts/bench_farm.py --only speed       farm against engine on ten minutes of speech
     .venv/bin/python scripts/bench_farm.py --only memory      peak memory at 1, 10 and 60 minutes
     .venv/bin/python scripts/bench_farm.py --only ledger      claims and submits on SQLite and PostgreSQL
