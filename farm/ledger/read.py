@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from sqlalchemy import and_, case, exists, func, or_, select, text
+from sqlalchemy import case, exists, func, select, text
 from sqlalchemy.orm import Session
 
 from farm.errors import NotFound
@@ -25,7 +24,7 @@ from farm.ledger.tables import (
 )
 from farm.ledger.values import Artifact, Attempt, Batch, Job, LedgerEvent, Segment, Worker
 from farm.planning import Part
-from farm.states import FINISHED, ArtifactKind, JobState, SegmentKind, SegmentState, WorkerState
+from farm.states import FINISHED, ArtifactKind, JobState, SegmentState, WorkerState
 
 
 def job_value(row: JobRow) -> Job:
@@ -435,19 +434,7 @@ def unfinished(ledger: Ledger, job_ids: Sequence[int]) -> int:
 def has_open_work(ledger: Ledger) -> bool:
     """Whether any job of the ledger can still move."""
     with ledger.read() as session:
-        return bool(
-            session.scalar(select(exists().where(and_(or_(JobRow.state.not_in(list(FINISHED))), ~JobRow.paused))))
-        )
-
-
-def count_segments(ledger: Ledger, job_id: int) -> dict[tuple[SegmentKind, SegmentState], int]:
-    with ledger.read() as session:
-        rows: Sequence[Any] = session.execute(
-            select(SegmentRow.kind, SegmentRow.state, func.count())
-            .where(SegmentRow.job_id == job_id)
-            .group_by(SegmentRow.kind, SegmentRow.state)
-        ).all()
-        return {(kind, state): count for kind, state, count in rows}
+        return bool(session.scalar(select(exists().where(JobRow.state.not_in(list(FINISHED)), ~JobRow.paused))))
 
 
 def overdue_workers(ledger: Ledger, machine: str, *, before: float | None = None) -> list[Worker]:

@@ -35,7 +35,6 @@ CONFIG_KEYS = {
     "output_dim": "output_dim",
     "context_tokens": "context_tokens",
 }
-_SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "F8_E4M3": 1}
 
 
 @dataclass(frozen=True)
