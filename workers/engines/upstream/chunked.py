@@ -25,6 +25,7 @@ import torch
 
 from farm.errors import ConfigError, EngineError, InputError
 from workers.engines.contract import Description, FilmRequest, LoadReport
+from workers.engines.flashtalk.conditioners import digest
 from workers.engines.flashtalk.faults import named_faults, require_finite
 from workers.engines.flashtalk.speech import gather_taps
 from workers.engines.upstream.carry import CarryHead, pack, unpack
@@ -94,7 +95,7 @@ class Rendered:
     motion_on_host: torch.Tensor
     generator: torch.Tensor  # its state behind this chunk
     random: bytes
-    heard: bytes  # digest of the samples
+    heard: str  # digest of the samples
     done: Any  # device event; None where this chunk was waited for
 
 
@@ -207,7 +208,7 @@ class ChunkedEngine:
                 return session
             tensors, states = unpack(carry, CarryHead(self.version, key, chunk))
             ahead = kept[1] if kept is not None and kept[0] == digest(carry) else None
-            if ahead is not None and ahead.heard == digest_sound(self._window(film, chunk)):
+            if ahead is not None and ahead.heard == digest(self._window(film, chunk).tobytes()):
                 session.ahead = ahead
                 self._restore(ahead.motion, ahead.generator, ahead.random)
             else:
@@ -284,7 +285,7 @@ class ChunkedEngine:
         random = self.platform.random_state() if self._model.carries_global_random else b""
         generator = self.pipeline.generator.get_state()
         frames, flag, state = on_host
-        return Rendered(chunk, frames, flag, motion, state, generator, random, digest_sound(samples), done)
+        return Rendered(chunk, frames, flag, motion, state, generator, random, digest(samples.tobytes()), done)
 
     def _hear(self, samples: np.ndarray) -> torch.Tensor:
         """The chunk's features, on a stream of its own: they are copied and made beside the chunk before."""
@@ -374,14 +375,6 @@ def copy_out(tensor: torch.Tensor, pinned: bool) -> torch.Tensor:
         return tensor.to("cpu", copy=True)
     held = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
     return held.copy_(tensor, non_blocking=True)
-
-
-def digest(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
-
-
-def digest_sound(samples: np.ndarray) -> bytes:
-    return hashlib.blake2b(np.ascontiguousarray(samples).data, digest_size=16).digest()
 
 
 def film_key(film: FilmRequest, job: Mapping[str, Any], with_seed: bool = True) -> str:
