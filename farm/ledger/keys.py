@@ -10,6 +10,7 @@ import hashlib
 import hmac
 import re
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -83,6 +84,13 @@ def find_key(ledger: Ledger, secret: str) -> ApiKey | None:
         if row is None or not hmac.compare_digest(row.sha256, _digest(secret)) or row.revoked_at is not None:
             return None
         return _value(row)
+
+
+def keys_of(ledger: Ledger, key_ids: Sequence[str]) -> dict[str, ApiKey]:
+    """Those of these keys that were not revoked, by id."""
+    with ledger.read() as session:
+        rows = session.scalars(select(ApiKeyRow).where(ApiKeyRow.id.in_(key_ids), ApiKeyRow.revoked_at.is_(None)))
+        return {row.id: _value(row) for row in rows}
 
 
 def list_keys(ledger: Ledger) -> list[ApiKey]:

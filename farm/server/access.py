@@ -21,7 +21,7 @@ from fastapi.security import APIKeyCookie, APIKeyHeader, HTTPAuthorizationCreden
 from farm.config import ServerSettings
 from farm.errors import ConfigError
 from farm.ledger import Ledger
-from farm.ledger.keys import ApiKey, Scope, find_key
+from farm.ledger.keys import ApiKey, Scope, find_key, keys_of
 from farm.server.crowd import Crowd
 
 COOKIE = "farm_key"
@@ -54,6 +54,12 @@ class Rates:
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
         self._lock = threading.Lock()
 
+    def give_back(self, name: str) -> None:
+        """Undo one `take` that was granted."""
+        with self._lock:
+            tokens, at = self._buckets.get(name, (self._full, 0.0))
+            self._buckets[name] = (min(self._full, tokens + 1.0), at)
+
     def take(self, name: str) -> bool:
         """Take one token; False when there is none."""
         now = time.monotonic()
@@ -82,8 +88,10 @@ class Gate:
         self._everybody = Caller("open", owner, Scope.ADMIN)
         self._rates = Rates(settings.requests_per_second)
         self._refusals = Rates(REFUSALS_PER_SECOND)
-        self._known: dict[str, tuple[Caller, float]] = {}
+        self._known: dict[str, Caller] = {}
+        self._known_until = 0.0
         self._lookups: Crowd[ApiKey | None] = Crowd()
+        self._renewals: Crowd[dict[str, ApiKey]] = Crowd()
 
     async def admit(self, request: HTTPConnection, key: str | None, *, by_cookie: bool) -> Caller:
         """Who this is.  Raises HTTPException 401, 403 and 429."""
@@ -103,23 +111,46 @@ class Gate:
         """Count one request of a caller, or one message; False when it is one too many."""
         return self._rates.take(caller.key_id)
 
+    def take_back(self, caller: Caller) -> None:
+        """Do not count a request that `may_go_on` has counted: it is counted again elsewhere."""
+        self._rates.give_back(caller.key_id)
+
+    def remembered(self, key: str) -> Caller | None:
+        """Whose key this is, if that need not be read; a revoked key is remembered for REMEMBER_SECONDS at most."""
+        return self._known.get(key) if time.monotonic() < self._known_until else None
+
     async def find(self, key: str | None) -> Caller | None:
         """Whose key this is; None if it is nobody's.  The answer may be REMEMBER_SECONDS old."""
         if not key:
             return None
-        now = time.monotonic()
+        if time.monotonic() >= self._known_until:
+            await self._renew()
         known = self._known.get(key)
-        if known is not None and known[1] > now:
-            return known[0]
+        if known is not None:
+            return known
+        until = self._known_until
         found = await self._lookups.ask(key, partial(find_key, self._ledger, key))
         if found is None:
-            self._known.pop(key, None)
             return None
-        if len(self._known) > _REMEMBERED:
+        if len(self._known) >= _REMEMBERED:
             self._known.clear()
         caller = Caller(found.id, found.owner, found.scope)
-        self._known[key] = (caller, now + REMEMBER_SECONDS)
+        if until == self._known_until:  # otherwise it would be remembered for longer than the others
+            self._known[key] = caller
         return caller
+
+    async def _renew(self) -> None:
+        """Look in one reading which of the remembered keys still open doors: hundreds of callers have as many keys."""
+        asked = time.monotonic()
+        ids = tuple(sorted({caller.key_id for caller in self._known.values()}))
+        valid = await self._renewals.ask(ids, partial(keys_of, self._ledger, ids)) if ids else {}
+        if asked + REMEMBER_SECONDS > self._known_until:
+            self._known = {
+                key: Caller(found.id, found.owner, found.scope)
+                for key, caller in self._known.items()
+                if (found := valid.get(caller.key_id)) is not None
+            }
+            self._known_until = asked + REMEMBER_SECONDS
 
 
 def is_loopback(host: str) -> bool:

@@ -7,7 +7,7 @@ import contextlib
 import json
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -58,22 +58,25 @@ class Tick:
         return bool(self.keep_alive) or job_id in self.progress or job_id in self.events or job_id in self.ended
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True, eq=False)
 class Listener:
     owner: str | None
     job_id: int | None  # hears of this job alone, and nothing of the fleet
-    ticks: asyncio.Queue[Tick | None] = field(default_factory=lambda: asyncio.Queue(BACKLOG))
+    hear: Callable[[Tick | None], None]  # must not wait; None says that there are no more
 
 
 class Feed:
     """Looks into the ledger while somebody listens.  Lives on the server's event loop; looks in a thread."""
 
     def __init__(self, ledger: Ledger) -> None:
+        self.summaries = views.Summaries(ledger)
         self._ledger = ledger
         self._listeners: set[Listener] = set()
         self._wanted = asyncio.Event()
         self._last_event = 0
         self._seen: dict[int, str] = {}
+        self._pulse = (-1, 0)
+        self._looked_at = 0.0
         self._fleet_at = 0.0
         self._alive_at = 0.0
         self._task: asyncio.Task[None] | None = None
@@ -88,24 +91,40 @@ class Feed:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
         for listener in list(self._listeners):
-            self._drop(listener)
+            listener.hear(None)
+        self._listeners.clear()
+
+    @contextlib.asynccontextmanager
+    async def telling(self, listener: Listener) -> AsyncIterator[None]:
+        """Tell a listener every tick from now on, those that tell of its job alone if it has one."""
+        if not self._listeners:
+            self._last_event = await asyncio.to_thread(overview.last_event_id, self._ledger)
+        self._listeners.add(listener)
+        if listener.job_id is None:
+            self._fleet_at = 0.0  # the new one is told at once
+        self._wanted.set()
+        try:
+            yield
+        finally:
+            self._listeners.discard(listener)
 
     @contextlib.asynccontextmanager
     async def listen(
         self, owner: str | None, *, job_id: int | None = None
     ) -> AsyncIterator[asyncio.Queue[Tick | None]]:
-        """Ticks from now on, those that tell of `job_id` alone if it is given; None says that there are no more."""
-        listener = Listener(owner, job_id)
-        if not self._listeners:
-            self._last_event = await asyncio.to_thread(overview.last_event_id, self._ledger)
-        self._listeners.add(listener)
-        if job_id is None:
-            self._fleet_at = 0.0  # the new one is told at once
-        self._wanted.set()
-        try:
-            yield listener.ticks
-        finally:
-            self._listeners.discard(listener)
+        """As `telling`, for who takes its ticks one by one; None says that there are no more."""
+        ticks: asyncio.Queue[Tick | None] = asyncio.Queue()
+
+        def hear(tick: Tick | None) -> None:
+            if ticks.qsize() < BACKLOG:
+                ticks.put_nowait(tick)
+                return
+            while not ticks.empty():
+                ticks.get_nowait()
+            ticks.put_nowait(None)
+
+        async with self.telling(Listener(owner, job_id, hear)):
+            yield ticks
 
     async def wait_ended(self, job_id: int) -> None:
         """Return when the job has ended."""
@@ -134,37 +153,21 @@ class Feed:
                     if listener.job_id is not None and not tick.is_news_of(listener.job_id):
                         continue  # it sleeps on
                     try:
-                        listener.ticks.put_nowait(tick)
-                    except asyncio.QueueFull:
-                        self._drop(listener)
+                        listener.hear(tick)
+                    except Exception:
+                        log.exception("a listener could not be told")
+                        self._listeners.discard(listener)
             await asyncio.sleep(LOOK_SECONDS + LISTENER_SECONDS * len(self._listeners))
 
-    def _drop(self, listener: Listener) -> None:
-        self._listeners.discard(listener)
-        while not listener.ticks.empty():
-            listener.ticks.get_nowait()
-        listener.ticks.put_nowait(None)
-
     def _look(self, owners: set[str | None]) -> Tick | None:
-        lines = read.events(self._ledger, after_id=self._last_event, limit=1000)
-        touched = {line.job_id for line in lines if line.job_id is not None}
-        jobs = views.summaries(self._ledger, sorted(touched | set(overview.active_job_ids(self._ledger))))
-        segments = overview.segments_by_id(self._ledger, [line.segment_id for line in lines if line.segment_id])
-        events, ended = tell(lines, segments)
-        if lines:
-            self._last_event = lines[-1].id
-        changed: list[dict[str, Any]] = []
-        progress: dict[int, bytes] = {}
-        for job in jobs:
-            text = json.dumps(job, sort_keys=True)
-            job_id = int(job["id"])
-            if self._seen.get(job_id) != text:
-                self._seen[job_id] = text
-                changed.append(job)
-                progress[job_id] = progress_text(job)
-        for job_id in ended:
-            self._seen.pop(job_id, None)
         now = time.monotonic()
+        events: dict[int, list[tuple[int, bytes]]] = {}
+        ended: set[int] = set()
+        changed: list[dict[str, Any]] = []
+        pulse = overview.pulse(self._ledger)
+        if pulse != self._pulse or now - self._looked_at > views.STALE_SECONDS:
+            events, ended, changed = self._look_at_jobs(pulse)
+            self._pulse, self._looked_at = (self._last_event, pulse[1]), now  # one look reads only so many events
         fleet: dict[str | None, dict[str, Any]] = {}
         if owners and now - self._fleet_at > FLEET_SECONDS:
             self._fleet_at = now
@@ -175,7 +178,30 @@ class Feed:
             alive = b": keep-alive\n\n"
         if not (events or changed or fleet or alive):
             return None
+        progress = {int(job["id"]): progress_text(job) for job in changed}
         return Tick(events, progress, changed, frozenset(ended), fleet, alive)
+
+    def _look_at_jobs(
+        self, pulse: tuple[int, int]
+    ) -> tuple[dict[int, list[tuple[int, bytes]]], set[int], list[dict[str, Any]]]:
+        """The events since the last look, the jobs that ended, and summaries of jobs that changed."""
+        lines = read.events(self._ledger, after_id=self._last_event, limit=1000)
+        touched = {line.job_id for line in lines if line.job_id is not None}
+        jobs = self.summaries.read(sorted(touched | set(overview.active_job_ids(self._ledger))), pulse)
+        segments = overview.segments_by_id(self._ledger, [line.segment_id for line in lines if line.segment_id])
+        events, ended = tell(lines, segments)
+        if lines:
+            self._last_event = lines[-1].id
+        changed: list[dict[str, Any]] = []
+        for job in jobs:
+            text = json.dumps(job, sort_keys=True)
+            job_id = int(job["id"])
+            if self._seen.get(job_id) != text:
+                self._seen[job_id] = text
+                changed.append(job)
+        for job_id in ended:
+            self._seen.pop(job_id, None)
+        return events, ended, changed
 
 
 @dataclass(frozen=True, slots=True)

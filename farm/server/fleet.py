@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, HTTPException, Query, Request, Response
@@ -12,8 +11,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from farm import omnirt
 from farm.ledger import control, overview
 from farm.server import views
-from farm.server.access import COOKIE, Admin, Caller, Gate, Reader
-from farm.server.context import Context, Here, problems
+from farm.server.access import COOKIE, Admin, Gate, Reader
+from farm.server.context import Here, problems
+from farm.server.feed import Tick
+from farm.server.stream import EventStream
 
 router = APIRouter(tags=["farm"])
 Hours = Annotated[float, Query(ge=0.01, le=24 * 31, description="How far back")]
@@ -206,19 +207,13 @@ def end_session(response: Response) -> None:
     responses=problems()
     | {200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}, "description": "Events as they happen"}},
 )
-async def feed(caller: Reader, here: Here) -> StreamingResponse:
+async def feed(caller: Reader, here: Here) -> EventStream:
     """Server-sent events of the whole farm: `jobs` with those that changed, `farm` with counts, queues and workers."""
-    return StreamingResponse(
-        _changes(here, caller),
-        media_type="text/event-stream",
-        headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
-    )
 
+    async def begin() -> tuple[bytes, bool]:
+        return b"retry: 2000\n\n", False
 
-async def _changes(here: Context, caller: Caller) -> AsyncIterator[bytes]:
-    async with here.feed.listen(caller.sees) as ticks:
-        yield b"retry: 2000\n\n"
-        while (tick := await ticks.get()) is not None:
-            text = tick.keep_alive + tick.of_owner(caller.sees)
-            if text:
-                yield text
+    def tell(tick: Tick) -> tuple[bytes, bool]:
+        return tick.keep_alive + tick.of_owner(caller.sees), False
+
+    return EventStream(here.feed, caller.sees, begin, tell)

@@ -184,13 +184,14 @@ def _sync_answer(here: Context, job_id: int) -> JSONResponse:
     return JSONResponse({"detail": views.told(job, job.reason) or f"job {job.id} {job.state}"}, status)
 
 
-def record(here: Context, job_id: int) -> dict[str, Any]:
+def record(here: Context, job_id: int, summaries: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
+    """The job's record; its summary is read unless it was already."""
     job = read.job(here.ledger, job_id)
     answer = omnirt.job_record(here.ledger, job)
     answer["error"] = views.told(job, answer["error"])
     inputs = answer["request"]["inputs"]
     inputs |= {name: views.input_name(inputs[name]) for name in ("image", "audio")}
-    answer["farm"] = views.summaries(here.ledger, [job_id])[0]
+    answer["farm"] = (summaries or views.summaries(here.ledger, [job_id]))[0]
     if job.state is JobState.SUCCEEDED:
         for output in answer["result"]["outputs"]:
             output["url"] = f"/v1/jobs/{job.id}/film"

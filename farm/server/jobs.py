@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from functools import lru_cache, partial
 from itertools import pairwise
 from pathlib import Path, PurePosixPath
@@ -10,7 +10,6 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 from fastapi import APIRouter, Query, Request
-from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -21,9 +20,10 @@ from farm.ledger.values import Artifact, Job
 from farm.server import views
 from farm.server.access import Caller, Reader, Submitter
 from farm.server.context import Context, Here, no_such, problems
-from farm.server.feed import history_of
+from farm.server.feed import Tick, history_of
 from farm.server.intake import JobRecord, record
 from farm.server.polls import records
+from farm.server.stream import EventStream
 from farm.states import FINISHED, ArtifactKind, JobState
 
 router = APIRouter(tags=["jobs"])
@@ -132,7 +132,7 @@ def _states(words: list[str]) -> tuple[list[JobState], set[str]]:
 @router.get("/v1/jobs/{job_id}", response_model=JobRecord, responses=problems(404))
 async def show_job(job_id: str, caller: Reader, here: Here) -> Response:
     """OmniRT's record of a job; `farm` holds progress, cost and what else this farm knows."""
-    return Response(await records.get(here, caller, job_id), media_type="application/json")
+    return Response((await records.get(here, caller, job_id)).body, media_type="application/json")
 
 
 @router.delete("/v1/jobs/{job_id}", response_model=JobRecord, responses=problems(404))
@@ -259,33 +259,26 @@ _STREAM: dict[int | str, dict[str, Any]] = {
 
 
 @router.get("/v1/jobs/{job_id}/events", response_class=StreamingResponse, responses=problems(404) | _STREAM)
-async def watch_job(job_id: str, caller: Reader, here: Here, request: Request) -> StreamingResponse:
+async def watch_job(job_id: str, caller: Reader, here: Here, request: Request) -> EventStream:
     """Server-sent events: the history, then what happens, with progress, until the job has ended.
 
     Last-Event-ID goes on where a broken stream stopped.
     """
-    job = await run_in_threadpool(here.job, caller, job_id)
+    job = await here.job_with_others(caller, job_id)
     given = request.headers.get("last-event-id", "")
     after = int(given) if given.isascii() and given.isdigit() and len(given) < 19 else 0
-    return StreamingResponse(
-        _events_of(here, job, after),
-        media_type="text/event-stream",
-        headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
-    )
+    told = 0
 
-
-async def _events_of(here: Context, job: Job, after: int) -> AsyncIterator[bytes]:
-    async with here.feed.listen(job.owner, job_id=job.id) as ticks:
+    async def begin() -> tuple[bytes, bool]:
+        nonlocal told
         so_far = await here.histories.ask(job.id, partial(history_of, here.ledger, job.id))
-        ended = so_far.ended
-        text = b"".join(text for number, text in so_far.events if number > after) + so_far.progress
-        if text:
-            yield text
-        while not ended and (tick := await ticks.get()) is not None:
-            text = tick.keep_alive + tick.of_job(job.id, so_far.last_event)
-            if text:
-                yield text
-            ended = job.id in tick.ended
+        told = so_far.last_event
+        return b"".join(text for number, text in so_far.events if number > after) + so_far.progress, so_far.ended
+
+    def tell(tick: Tick) -> tuple[bytes, bool]:
+        return tick.keep_alive + tick.of_job(job.id, told), job.id in tick.ended
+
+    return EventStream(here.feed, job.owner, begin, tell, job_id=job.id)
 
 
 # Files

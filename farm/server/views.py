@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -23,6 +24,28 @@ def summaries(ledger: Ledger, job_ids: Sequence[int]) -> list[dict[str, Any]]:
     """One table for each job, newest first."""
     costs = overview.costs(ledger, job_ids) if job_ids else {}
     return [summary(p, costs.get(p.job.id)) for p in reversed(job_progress(ledger, job_ids))]
+
+
+STALE_SECONDS = 5.0  # how old figures may get that only the clock changes, such as frames per second
+
+
+class Summaries:
+    """Summaries that are read once for everybody who watches; used by several threads."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self._kept: tuple[tuple[int, int], float, dict[int, dict[str, Any]]] = ((-1, 0), 0.0, {})
+
+    def read(self, job_ids: Sequence[int], pulse: tuple[int, int]) -> list[dict[str, Any]]:
+        """As `summaries`; those that were read at the same pulse of the ledger are not read again for a while."""
+        now = time.monotonic()
+        kept_pulse, kept_at, kept = self._kept
+        if kept_pulse != pulse or now - kept_at > STALE_SECONDS:
+            kept = {}
+            self._kept = (pulse, now, kept)
+        missing = [job_id for job_id in job_ids if job_id not in kept]
+        kept.update((int(job["id"]), job) for job in summaries(self._ledger, missing))
+        return [kept[job_id] for job_id in sorted(job_ids, reverse=True) if job_id in kept]
 
 
 def summary(progress: JobProgress, cost: overview.Cost | None) -> dict[str, Any]:

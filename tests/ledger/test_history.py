@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
-from farm.ledger import Ledger, control, moves, read
+from farm.ledger import Ledger, control, moves, overview, read
 from farm.ledger.history import DETAIL_LIMIT
 from farm.retry import Decision
 from farm.states import Event, JobState
 
-from .scenes import POLICY, claim, fail, finished, history, interrupt, planned, publish, request, run_out, submit
+from .scenes import (
+    POLICY,
+    TTL,
+    beat,
+    claim,
+    fail,
+    finished,
+    hello,
+    history,
+    interrupt,
+    planned,
+    publish,
+    request,
+    run_out,
+    submit,
+)
 
 
 def test_a_quiet_job_tells_its_whole_story(ledger: Ledger) -> None:
@@ -103,3 +118,21 @@ def test_why_a_job_failed_is_told_by_the_job_itself(ledger: Ledger) -> None:
     job = read.job(ledger, job_id)
     assert (job.state, job.reason, job.failure) == (JobState.FAILED, "the mouth is covered", "input")
     assert read.events(ledger, job_id=job_id)[-1].detail == "the mouth is covered"
+
+
+def test_the_pulse_moves_with_every_event_and_with_new_frames_and_with_nothing_else(ledger: Ledger) -> None:
+    hello(ledger, "cpu", queue="cpu")
+    job_id = planned(ledger)
+    lease = claim(ledger, hello(ledger))
+    seen = [overview.pulse(ledger)]
+    beat(ledger, "w1")
+    assert overview.pulse(ledger) == seen[-1]
+    for move in (
+        lambda: moves.renew(ledger, lease, ttl_seconds=TTL, frames_now=7),
+        lambda: publish(ledger, lease),
+        lambda: control.pause(ledger, job_id),
+        lambda: control.set_priority(ledger, job_id, 5),
+    ):
+        move()
+        seen.append(overview.pulse(ledger))
+    assert len(set(seen)) == len(seen)
