@@ -38,8 +38,10 @@ class Scope(StrEnum):
     ADMIN = "admin"  # all of that for every owner, and workers
 
     def allows(self, wanted: Scope) -> bool:
-        order = list(Scope)
-        return order.index(self) >= order.index(wanted)
+        return _RANK[self] >= _RANK[wanted]
+
+
+_RANK = {scope: rank for rank, scope in enumerate(Scope)}
 
 
 @dataclass(frozen=True, slots=True)

@@ -109,8 +109,8 @@ class Door(asyncio.Protocol):
             self._send(answer)
 
     def _send(self, answer: Answer) -> None:
-        lines = [b"%b: %b\r\n" % header for header in (*self._state.default_headers, *answer.headers)]
-        self._transport.write(b"".join((b"HTTP/1.1 200 OK\r\n", *lines, b"\r\n", answer.body)))
+        lines = [b"%b: %b\r\n" % header for header in self._state.default_headers]  # the date
+        self._transport.write(b"".join((b"HTTP/1.1 200 OK\r\n", *lines, answer.plain)))
         self._state.total_requests += 1
         self._patience = self._loop.call_later(self._config.timeout_keep_alive, self._transport.close)
         if self._closing:

@@ -9,19 +9,23 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from farm import omnirt
 from farm.ledger import Ledger, overview, read
-from farm.ledger.values import LedgerEvent, Segment
+from farm.ledger.values import Job, LedgerEvent, Segment
 from farm.server import views
+from farm.server.crowd import Crowd
 from farm.states import FINISHED
 
 log = logging.getLogger(__name__)
 
+_HISTORIES = 32
 LOOK_SECONDS = 0.75
 LISTENER_SECONDS = 0.005  # longer for each listener: telling hundreds must not slow the renders of a small machine
 FLEET_SECONDS = 2.0  # how often workers and queues are told
+HISTORY_SECONDS = 1.0  # how old the progress may be that a new listener is told first
 KEEP_ALIVE_SECONDS = 15.0
 BACKLOG = 256  # ticks that a slow listener may lag behind before it is dropped
 
@@ -75,6 +79,8 @@ class Feed:
         self._wanted = asyncio.Event()
         self._last_event = 0
         self._seen: dict[int, str] = {}
+        self._histories: dict[int, History] = {}
+        self._readings: Crowd[History] = Crowd()
         self._pulse = (-1, 0)
         self._looked_at = 0.0
         self._fleet_at = 0.0
@@ -98,7 +104,9 @@ class Feed:
     async def telling(self, listener: Listener) -> AsyncIterator[None]:
         """Tell a listener every tick from now on, those that tell of its job alone if it has one."""
         if not self._listeners:
-            self._last_event = await asyncio.to_thread(overview.last_event_id, self._ledger)
+            newest = await asyncio.to_thread(overview.last_event_id, self._ledger)
+            if not self._listeners:  # another may have come meanwhile, and is told everything from then on
+                self._last_event = newest
         self._listeners.add(listener)
         if listener.job_id is None:
             self._fleet_at = 0.0  # the new one is told at once
@@ -125,6 +133,23 @@ class Feed:
 
         async with self.telling(Listener(owner, job_id, hear)):
             yield ticks
+
+    def recent_history(self, job_id: int) -> History | None:
+        """A history that was read a moment ago, if who begins to listen now would be told everything after it."""
+        kept = self._histories.get(job_id)
+        if kept is None or kept.read_after < self._last_event or time.monotonic() - kept.read_at > HISTORY_SECONDS:
+            return None
+        return kept
+
+    async def history(self, job_id: int) -> History:
+        """For who listens already.  A crowd that comes at once shares a few readings.  Raises NotFound."""
+        recent = self.recent_history(job_id)
+        if recent is None:
+            recent = await self._readings.ask(job_id, partial(history_of, self._ledger, job_id))
+            if len(self._histories) >= _HISTORIES:
+                self._histories.clear()
+            self._histories[job_id] = recent
+        return recent
 
     async def wait_ended(self, job_id: int) -> None:
         """Return when the job has ended."""
@@ -208,21 +233,27 @@ class Feed:
 class History:
     """What has happened to a job until now, as texts that are made once for all who begin to listen."""
 
+    job: Job
     events: list[tuple[int, bytes]]
     last_event: int
     ended: bool
     progress: bytes
+    read_after: int  # the ledger's newest event, of any job, when the reading began
+    read_at: float
 
 
 def history_of(ledger: Ledger, job_id: int) -> History:
+    """Raises NotFound."""
+    read_at, read_after = time.monotonic(), overview.last_event_id(ledger)
     lines = read.events(ledger, job_id=job_id, limit=10_000)
-    state = read.job(ledger, job_id).state
+    job = read.job(ledger, job_id)
+    state = job.state
     told = omnirt.stream_events(lines, read.segments(ledger, job_id))
     # The job may end between the two readings; then its end is not told yet and will come as an event.
     ended = state in FINISHED and any(line.event == f"job_{state}" for line in lines)
     progress = b"" if ended else progress_text(views.summaries(ledger, [job_id])[0])
     events = [(event["id"], event_text(event)) for event in told]
-    return History(events, lines[-1].id if lines else 0, ended, progress)
+    return History(job, events, lines[-1].id if lines else 0, ended, progress, read_after, read_at)
 
 
 def tell(lines: list[LedgerEvent], segments: dict[int, Segment]) -> tuple[dict[int, list[tuple[int, bytes]]], set[int]]:

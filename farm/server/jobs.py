@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache, partial
+from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
@@ -20,7 +20,7 @@ from farm.ledger.values import Artifact, Job
 from farm.server import views
 from farm.server.access import Caller, Reader, Submitter
 from farm.server.context import Context, Here, no_such, problems
-from farm.server.feed import Tick, history_of
+from farm.server.feed import Tick
 from farm.server.intake import JobRecord, record
 from farm.server.polls import records
 from farm.server.stream import EventStream
@@ -271,7 +271,7 @@ async def watch_job(job_id: str, caller: Reader, here: Here, request: Request) -
 
     async def begin() -> tuple[bytes, bool]:
         nonlocal told
-        so_far = await here.histories.ask(job.id, partial(history_of, here.ledger, job.id))
+        so_far = await here.feed.history(job.id)
         told = so_far.last_event
         return b"".join(text for number, text in so_far.events if number > after) + so_far.progress, so_far.ended
 

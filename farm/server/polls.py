@@ -32,13 +32,11 @@ _GUARDED = tuple((name.encode(), value.encode()) for name, value in HEADERS.item
 class Answer:
     """A job's record as the bytes that are sent."""
 
+    headers: list[tuple[bytes, bytes]]
     body: bytes
+    plain: bytes  # headers and body as they stand in an answer of HTTP/1.1
     made_at: float
     pulse: tuple[int, int]  # of the ledger, read before the record
-
-    @property
-    def headers(self) -> list[tuple[bytes, bytes]]:
-        return [(b"content-length", b"%d" % len(self.body)), (b"content-type", b"application/json"), *_GUARDED]
 
 
 class Records:
@@ -87,7 +85,9 @@ def _answer(here: Context, caller: Caller, job_id: str, before: Answer | None) -
     made_at = time.monotonic()
     job = here.job(caller, job_id)
     told = record(here, job.id, here.feed.summaries.read([job.id], pulse))
-    return Answer(bytes(JSONResponse(told).body), made_at, pulse)
+    body = bytes(JSONResponse(told).body)
+    headers = [(b"content-length", b"%d" % len(body)), (b"content-type", b"application/json"), *_GUARDED]
+    return Answer(headers, body, b"".join([*(b"%b: %b\r\n" % line for line in headers), b"\r\n", body]), made_at, pulse)
 
 
 records = Records()
