@@ -31,7 +31,8 @@ class Door(asyncio.Protocol):
     """One connection, until it says something else than a poll; then uvicorn's own protocol takes it for good.
 
     uvicorn makes a task, a scope and three wrappers for each request, and sends the answer in two pieces, checked
-    letter by letter.  Who polls sends the same bytes again and again, and gets bytes that lie ready.
+    letter by letter: six times the work.  Who polls sends the same bytes again and again, and gets bytes that lie
+    ready.
     """
 
     def __init__(

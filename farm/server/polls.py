@@ -96,7 +96,7 @@ records = Records()
 class Reception:
     """Knows which polls can be answered without the framework.
 
-    A route costs a millisecond of a core, which hundreds of pollers would take from the renders of a small machine.
+    A route costs a third of a millisecond, which hundreds of pollers would take from the renders of a small machine.
     It is for callers with a key in a header; None means that the route shall answer, and say what is wrong.
     """
 

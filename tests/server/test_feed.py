@@ -12,6 +12,7 @@ import pytest
 from farm.ledger import Ledger, control, open_ledger
 from farm.ledger.migrate import upgrade
 from farm.server import feed as feeds
+from farm.server import views
 from farm.server.feed import Feed, Tick
 from tests.ledger.scenes import submit
 
@@ -55,3 +56,40 @@ def test_who_watches_one_job_sleeps_through_the_news_of_others(ledger: Ledger, m
             await feed.stop()
 
     asyncio.run(story())
+
+
+def test_a_history_is_shared_only_while_nobody_could_miss_an_event(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feeds, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(feeds, "HISTORY_SECONDS", 1e9)
+    (job,) = submit(ledger)
+
+    async def story() -> None:
+        feed = Feed(ledger)
+        feed.start()
+        try:
+            async with feed.listen("ann", job_id=job) as ticks:
+                kept = await feed.history(job)
+                assert await feed.history(job) is kept
+                control.pause(ledger, job)
+                await hear(ticks, lambda tick: job in tick.events)
+                assert feed.recent_history(job) is None
+                assert (await feed.history(job)).last_event > kept.last_event
+        finally:
+            await feed.stop()
+
+    asyncio.run(story())
+
+
+def test_nobody_is_told_anything_when_nothing_has_happened(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feeds, "KEEP_ALIVE_SECONDS", 1e9)
+    monkeypatch.setattr(views, "STALE_SECONDS", 1e9)
+    (job,) = submit(ledger)
+    feed = Feed(ledger)
+    feed._look(set())
+    assert feed._look(set()) is None
+    control.pause(ledger, job)
+    told = feed._look(set())
+    assert told is not None and told.is_news_of(job)
+    assert feed._look(set()) is None
