@@ -86,8 +86,11 @@ def wire(idle_farm: FarmProcess) -> Iterator[Wire]:
         yield made
 
 
-def test_a_poll_is_answered_as_the_route_answers(wire: Wire, job: str) -> None:
-    wire.socket.sendall(wire.request(f"/v1/jobs/{job}"))
+@pytest.mark.parametrize(
+    "line", ["Accept: */*", "Connection: keep-alive, te"], ids=["at the door", "by the middleware"]
+)
+def test_a_poll_is_answered_as_the_route_answers(wire: Wire, job: str, line: str) -> None:
+    wire.socket.sendall(wire.request(f"/v1/jobs/{job}", line))
     status, headers, body = wire.answer()
     routed = httpx.get(f"{wire.farm.url}/v1/jobs/{job}", headers={"Authorization": f"Bearer {wire.farm.key}"})
     assert status == routed.status_code == 200
