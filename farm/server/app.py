@@ -21,7 +21,7 @@ from farm.server.access import Gate
 from farm.server.context import Context, answer_errors
 from farm.server.feed import Feed
 from farm.server.guard import Guard
-from farm.server.polls import Polls, Reception
+from farm.server.polls import Polls
 from farm.server.probes import Probes
 
 PAGE = Path(__file__).resolve().parent / "page"
@@ -51,7 +51,6 @@ def make_server(ledger: Ledger, settings: Settings) -> FastAPI:
     app.state.gate = gate
     app.state.context = Context(settings, ledger, feed, Doorbell(settings), metrics.Scrapes(ledger, settings), probes)
     app.state.feed = feed
-    app.state.reception = Reception(gate, app.state.context)
     app.state.live_sessions = set()
     answer_errors(app)
     for router in (intake.router, jobs.router, uploads.router, fleet.router, metrics.router, flashtalk.router):
@@ -65,7 +64,7 @@ def make_server(ledger: Ledger, settings: Settings) -> FastAPI:
     text = int(settings.server.batch_file_mb * 1e6)
     limits = {"/v1/uploads": int(settings.server.upload_gb * 1e9), "/v1/batches": text}
     app.add_middleware(Guard, limits=limits)
-    app.add_middleware(Polls, reception=app.state.reception)
+    app.add_middleware(Polls, gate=gate, here=app.state.context)
     return app
 
 

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import gc
 import logging
 import os
 import socket
-from functools import partial
-from typing import cast
 
 import uvicorn
 
@@ -16,14 +13,11 @@ from farm.config import Scheduling, Settings
 from farm.errors import ConfigError
 from farm.ledger import Ledger
 from farm.server.app import make_server
-from farm.server.door import Door
 
 log = logging.getLogger(__name__)
 
 GOODBYE_SECONDS = 5  # for requests under way when the server is told to stop
-KEEP_CONNECTION_SECONDS = (
-    30  # longer than most who poll wait between two requests: a new connection costs more than one
-)
+KEEP_CONNECTION_SECONDS = 30  # longer than who polls waits between two requests: a connection costs more than one
 
 
 class _Server(uvicorn.Server):
@@ -83,7 +77,6 @@ def serve(ledger: Ledger, settings: Settings, taken: socket.socket) -> None:
         limit_concurrency=2000,
         backlog=2048,
         timeout_keep_alive=KEEP_CONNECTION_SECONDS,
-        http=cast("type[asyncio.Protocol]", partial(Door, app.state.reception)),
         ws="websockets-sansio",
         ws_max_size=int(settings.live.message_mb * 1e6),
         ws_per_message_deflate=False,  # pictures are packed already
