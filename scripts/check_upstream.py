@@ -78,32 +78,25 @@ def make_flashhead(repo: Path, folder: Path, variant: str, making: Making) -> di
             has_image_input=False,
         )
     dit.to(getattr(torch, making.dtype)).save_pretrained(folder / ("Model_Lite" if lite else "Model_Pro"))
-    (make_ltx if lite else make_wan)(checkout, folder, making)
+    if lite:
+        make_ltx(checkout, folder, making)
+    else:
+        (folder / "VAE_Wan").mkdir(parents=True, exist_ok=True)
+        write_autoencoder(folder / "VAE_Wan" / "Wan2.1_VAE.pth", making)
     return {"ckpt_dir": str(folder), "wav2vec_dir": make_speech(folder / "wav2vec", making)}
 
 
-WAN_SIZES: dict[str, Any] = {
-    "dim": 96,
-    "z_dim": 16,
-    "dim_mult": [1, 2, 4, 4],
-    "num_res_blocks": 2,
-    "attn_scales": [],
-    "temperal_downsample": [False, True, True],
-    "dropout": 0.0,
-}
-
-
-def make_wan(checkout: Any, folder: Path, making: Making) -> None:
-    """The Wan autoencoder of its true size, which the code fixes."""
+def write_autoencoder(file: Path, making: Making) -> None:
+    """Random weights of the Wan autoencoder at its true size, which every checkout's code fixes."""
     import torch
 
-    from workers.engines.upstream.checkout import import_from
+    from workers.engines.flashtalk.geometry import VaeConfig
+    from workers.engines.flashtalk.inventory import vae_tensors
+    from workers.engines.flashtalk.sources import RandomSource
 
-    with torch.device(making.device):
-        made = import_from(checkout, "flash_head.wan.modules.vae").WanVAE_(**WAN_SIZES)
-    (folder / "VAE_Wan").mkdir(parents=True, exist_ok=True)
-    state = {name: value.cpu() for name, value in made.state_dict().items()}
-    torch.save(state, folder / "VAE_Wan" / "Wan2.1_VAE.pth")
+    shapes = vae_tensors(VaeConfig())
+    source = RandomSource(shapes, torch.device(making.device))
+    torch.save({name: source.take(name, torch.float32).cpu() for name in shapes}, file)
 
 
 def make_ltx(checkout: Any, folder: Path, making: Making) -> None:
@@ -215,15 +208,13 @@ def make_liveact(repo: Path, folder: Path, size: str, making: Making) -> dict[st
     rows, seen = torch.randn(512, 4096).bfloat16(), torch.randn(1, 257, 1280).bfloat16()
     cache.fetch("text", digest(film["prompt"], model.recipe), lambda: {"kept": rows})
     cache.fetch("pictures", content, lambda: {"kept": seen})
-    if importlib.util.find_spec("lightx2v") is None:
+    has_lightx2v = importlib.util.find_spec("lightx2v") is not None
+    if making.true_size or has_lightx2v:
+        write_autoencoder(folder / liveact.VAE_FILE, making)
+    if not has_lightx2v:
         place = folder / "site/lightx2v/models/video_encoders/hf/wan"
         place.mkdir(parents=True)
         (place / "vae.py").write_text(STAND_IN_VAE, encoding="utf-8")
-    else:
-        with torch.device(making.device):
-            vae = importlib.import_module(liveact.VAE).WanVAE_(**WAN_SIZES, pruning_rate=0.0)
-        state = {name: value.bfloat16().cpu() for name, value in vae.state_dict().items()}
-        torch.save(state, folder / liveact.VAE_FILE)
     speech = make_speech(folder / "wav2vec", making)
     return {"ckpt_dir": str(folder), "wav2vec_dir": speech, "cache": str(folder / "cache")}
 

@@ -10,7 +10,7 @@ alone: one convolution, and the same weight as the last transformed frames have,
 
 Transformed frames and products are half precision, not bfloat16: what enters a convolution here is normalised, so the
 range suffices, and three more bits make up for what the transformation costs.  On random weights of the true size the
-decoder's error against float32 is 1.43e-2 this way and 1.40e-2 the plain way in bfloat16.
+decoder's error against float32 is 1.26e-2 this way and 1.34e-2 the plain way in bfloat16.
 """
 
 from __future__ import annotations
