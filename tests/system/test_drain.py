@@ -29,6 +29,7 @@ def farm() -> Iterator[Stage]:
     with stage(FARM_HOST__STOP_SECONDS=NEVER_SECONDS, FARM_HOST__STUCK_FLOOR_SECONDS=NEVER_SECONDS) as one:
         pattern = {"model": "pattern", "settings": {"pace": 0.05}}
         one.write_roster({"cpu": {}, "first": pattern, "second": pattern})
+        one.environment["PATTERN_HOLD"] = str(one.folder / "hold")
         yield one
 
 
@@ -63,12 +64,16 @@ def wait_gone(process: subprocess.Popen[bytes]) -> int:
 
 
 def test_a_stopped_worker_gives_its_segment_back_and_another_goes_on(farm: Stage) -> None:
+    hold = Path(farm.environment["PATTERN_HOLD"])
+    hold.write_text("10")  # the film must not be done before it is looked at
     farm.start_worker("cpu")
     worker = farm.start_worker("first")
     submit(farm)
     with contextlib.closing(farm.open()) as ledger:
         held = under_way(ledger)
         worker.send_signal(signal.SIGTERM)
+        wait_for(lambda: "Warm shutdown" in farm.log_of("first"), PATIENCE_SECONDS, "the signal's hearing")
+        hold.unlink()
         assert wait_gone(worker) == 0
         (after,) = [s for s in read.segments(ledger, held.job_id) if s.id == held.id]
         assert after.state in (SegmentState.QUEUED, SegmentState.SUCCEEDED)  # it may have been at its last chunk
