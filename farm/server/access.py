@@ -115,10 +115,6 @@ class Gate:
         """Do not count a request that `may_go_on` has counted: it is counted again elsewhere."""
         self._rates.give_back(caller.key_id)
 
-    def remembered(self, key: str) -> Caller | None:
-        """Whose key this is, if that need not be read; a revoked key is remembered for REMEMBER_SECONDS at most."""
-        return self._known.get(key) if time.monotonic() < self._known_until else None
-
     async def find(self, key: str | None) -> Caller | None:
         """Whose key this is; None if it is nobody's.  The answer may be REMEMBER_SECONDS old."""
         if not key:

@@ -44,13 +44,6 @@ class Records:
     def __init__(self) -> None:
         self._kept: OrderedDict[tuple[str, str | None, int], tuple[float, asyncio.Future[Answer]]] = OrderedDict()
 
-    def ready(self, here: Context, caller: Caller, job_id: str) -> Answer | None:
-        """The answer, if it need not be waited for."""
-        kept = self._kept.get((job_id, caller.sees, id(here)))
-        if kept is None or kept[0] < time.monotonic() or not _is_answered(kept[1]):
-            return None
-        return kept[1].result()
-
     async def get(self, here: Context, caller: Caller, job_id: str) -> Answer:
         """Raises NotFound.  Who asks while an answer is being made waits for the same one."""
         key = (job_id, caller.sees, id(here))
@@ -118,14 +111,13 @@ class Polls:
         if self._gate.open:
             return None
         try:
-            caller = self._gate.remembered(key) or await self._gate.find(key)
+            caller = await self._gate.find(key)
             if caller is None or not caller.scope.allows(Scope.READ) or not self._gate.may_go_on(caller):
                 return None
         except FarmError:
             return None
         try:
-            ready = records.ready(self._here, caller, job_id)
-            return ready if ready is not None else await records.get(self._here, caller, job_id)
+            return await records.get(self._here, caller, job_id)
         except FarmError:
             self._gate.take_back(caller)
             return None

@@ -160,7 +160,6 @@ def test_a_key_that_may_not_read_is_left_to_the_route(ledger: Ledger, monkeypatc
         return weak
 
     monkeypatch.setattr(Gate, "find", find)
-    monkeypatch.setattr(Gate, "remembered", lambda self, key: weak)
     assert asyncio.run(polls(gate(ledger), ledger).answer(str(job), "k")) is None
 
 
