@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from card_farm import change_model
-from own_farm import ROOT, Failed
+from own_farm import ROOT, Failed, output_of
 
 from farm.errors import FarmError
 from workers.engines.preview.face_models import find_models
@@ -86,13 +85,8 @@ def _of_checkout(options: argparse.Namespace, name: str, cache: Path) -> Way:
     argv += ["--device", "cpu"] if options.tiny else ["--device", "cuda", "--true-size"]
     paths = [str(options.lightx2v.resolve())] if is_liveact and options.lightx2v else []
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([*paths, *filter(None, [os.environ.get("PYTHONPATH")])])}
-    try:
-        made = subprocess.run(argv, capture_output=True, text=True, timeout=MAKE_SECONDS, env=env)
-    except subprocess.TimeoutExpired:
-        raise Failed(f"random weights of {name} were not made within {MAKE_SECONDS:.0f} s") from None
-    if made.returncode:
-        raise Failed(f"random weights of {name} could not be made: {made.stderr.strip()[-2000:]}")
-    settings = json.loads(made.stdout.splitlines()[-1])
+    made = output_of(f"the maker of random weights of {name}", argv, MAKE_SECONDS, env=env)
+    settings = json.loads(made.splitlines()[-1])
     settings |= {"repo_path": str(repo.resolve()), "compile": options.compile}
     settings |= {"device": "cpu" if options.tiny else "cuda"}
     settings.setdefault("cache", str(cache / name / "kept"))

@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Collection, Iterator
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -69,11 +70,15 @@ def farm_up(
 
 def run_farm(*words: str, seconds: float | None = COMMAND_SECONDS) -> str:
     """`farm WORDS`; what it printed.  Raises Failed with what it complained of, or when it takes longer."""
-    argv = [sys.executable, "-m", "farm.cli", *words]
+    return output_of(f"farm {' '.join(words)}", [sys.executable, "-m", "farm.cli", *words], seconds, cwd=ROOT)
+
+
+def output_of(name: str, argv: list[str], seconds: float | None, **how: Any) -> str:
+    """What a program printed.  Raises Failed with what it complained of, or when it takes longer."""
     try:
-        done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=seconds)
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=seconds, **how)
     except subprocess.TimeoutExpired:
-        raise Failed(f"farm {' '.join(words)} did not end within {seconds:.0f} s") from None
+        raise Failed(f"{name} did not end within {seconds:.0f} s") from None
     if done.returncode:
-        raise Failed(f"farm {' '.join(words)} ended with {done.returncode}: {done.stderr.strip()[-2000:]}")
+        raise Failed(f"{name} ended with {done.returncode}: {done.stderr.strip()[-2000:]}")
     return done.stdout

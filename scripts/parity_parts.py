@@ -22,9 +22,8 @@ sys.path.insert(0, str(ROOT))
 sys.dont_write_bytecode = True
 
 import torch  # noqa: E402
+from check_upstream import Making, write_autoencoder  # noqa: E402
 
-from workers.engines.flashtalk.inventory import vae_tensors  # noqa: E402
-from workers.engines.flashtalk.sources import RandomSource  # noqa: E402
 from workers.engines.upstream import flashhead, own_parts  # noqa: E402
 from workers.engines.upstream.checkout import check_checkout, import_from  # noqa: E402
 from workers.engines.upstream.platforms import Platform  # noqa: E402
@@ -42,9 +41,7 @@ def main() -> int:
     found: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
         file = Path(folder) / "Wan2.1_VAE.pth"
-        shapes = vae_tensors(own_parts.WAN)
-        source = RandomSource(shapes, torch.device("cpu"))
-        torch.save({name: source.take(name, torch.float32) for name in shapes}, file)
+        write_autoencoder(file, Making())
         ours = own_parts.WanPictures(file, Platform("cpu"))
         checkout = check_checkout(asked.flashhead.resolve(), flashhead.LAYOUT)
         theirs = import_from(checkout, "flash_head.wan.modules.vae").WanVAE
