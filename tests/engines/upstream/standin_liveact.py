@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from .standin import write, write_safetensors, write_speech
 
@@ -250,3 +251,23 @@ def liveact_speech(folder: Path) -> Path:
     write_speech(folder)
     (folder / "preprocessor_config.json").write_text(json.dumps(EXTRACTOR), encoding="utf-8")
     return folder
+
+
+def liveact_shop(folder: Path) -> Path:
+    """All that an engine needs, below one folder."""
+    liveact_checkout(folder)
+    lightx2v(folder / "site")
+    liveact_checkpoint(folder / "weights")
+    liveact_speech(folder / "wav2vec")
+    return folder
+
+
+def liveact_settings(shop: Path, **changes: Any) -> dict[str, Any]:
+    return {
+        "repo_path": str(shop / "SoulX LiveAct 检出"),
+        "ckpt_dir": str(shop / "weights"),
+        "wav2vec_dir": str(shop / "wav2vec"),
+        "cache": str(shop / "cache"),
+        "device": "cpu",
+        **changes,
+    }

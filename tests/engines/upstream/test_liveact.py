@@ -15,6 +15,7 @@ from workers.rendering import mismatch
 
 from . import standin_liveact
 from .conftest import FRAME_BYTES, StartHost, film, render
+from .standin_liveact import liveact_settings
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -27,27 +28,11 @@ FRAMES = 3 * STEP + 9
 
 @pytest.fixture(scope="module")
 def shop(material: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("liveact")
-    standin_liveact.liveact_checkout(folder)
-    standin_liveact.lightx2v(folder / "site")
-    standin_liveact.liveact_checkpoint(folder / "weights")
-    standin_liveact.liveact_speech(folder / "wav2vec")
-    return folder
-
-
-def settings(shop: Path, **changes: Any) -> dict[str, Any]:
-    return {
-        "repo_path": str(shop / "SoulX LiveAct 检出"),
-        "ckpt_dir": str(shop / "weights"),
-        "wav2vec_dir": str(shop / "wav2vec"),
-        "cache": str(shop / "cache"),
-        "device": "cpu",
-        **changes,
-    }
+    return standin_liveact.liveact_shop(tmp_path_factory.mktemp("liveact"))
 
 
 def start(start_host: StartHost, shop: Path, **changes: Any) -> Host:
-    return start_host(MODULE, settings(shop, **changes), PYTHONPATH=str(shop / "site"))
+    return start_host(MODULE, liveact_settings(shop, **changes), PYTHONPATH=str(shop / "site"))
 
 
 @pytest.fixture(scope="module")
@@ -179,11 +164,11 @@ def test_what_this_checkout_has_not_is_refused_with_the_reason(
     from workers.engines.upstream.liveact import make_engine
 
     with pytest.raises(ConfigError, match=sentence):
-        make_engine(settings(shop, **changes)).load()
+        make_engine(liveact_settings(shop, **changes)).load()
 
 
 def test_omnirts_settings_are_taken_under_their_names(shop: Path) -> None:
     from workers.engines.upstream.liveact import make_engine
 
     flags = {"t5_cpu": "yes", "mean_memory": False, "rank0_t5_only": True, "steam_audio": "true", "ring_degree": 1}
-    make_engine(settings(shop, platform="ascend_npu", condition_cache_dir="/tmp/c", **flags))
+    make_engine(liveact_settings(shop, platform="ascend_npu", condition_cache_dir="/tmp/c", **flags))

@@ -19,6 +19,7 @@ from workers.rendering import mismatch
 
 from . import standin_liveact
 from .conftest import FRAME_BYTES, StartHost, film, render
+from .standin_liveact import liveact_settings
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -32,28 +33,12 @@ UNSQUEEZED = 53  # frames of the first two blocks, before which no memory is squ
 
 @pytest.fixture(scope="module")
 def shop(material: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("liveact pair")
-    standin_liveact.liveact_checkout(folder)
-    standin_liveact.lightx2v(folder / "site")
-    standin_liveact.liveact_checkpoint(folder / "weights")
-    standin_liveact.liveact_speech(folder / "wav2vec")
-    return folder
-
-
-def settings(shop: Path, **changes: Any) -> dict[str, Any]:
-    return {
-        "repo_path": str(shop / "SoulX LiveAct 检出"),
-        "ckpt_dir": str(shop / "weights"),
-        "wav2vec_dir": str(shop / "wav2vec"),
-        "cache": str(shop / "cache"),
-        "device": "cpu",
-        **changes,
-    }
+    return standin_liveact.liveact_shop(tmp_path_factory.mktemp("liveact pair"))
 
 
 def start(start_host: StartHost, shop: Path, ranks: int = 2, **changes: Any) -> Host:
     environment = {"PYTHONPATH": str(shop / "site"), "SPOILED_RANK_FILE": str(shop / "spoiled")}
-    return start_host(MODULE, settings(shop, **changes), ranks=ranks, **environment)
+    return start_host(MODULE, liveact_settings(shop, **changes), ranks=ranks, **environment)
 
 
 def ranks_of(host: Host) -> list[psutil.Process]:
@@ -220,7 +205,7 @@ def test_what_two_cards_cannot_do_is_refused_before_anything_is_loaded(
 
     monkeypatch.setenv("WORLD_SIZE", str(ranks))
     with pytest.raises(ConfigError, match=sentence):
-        make_engine(settings(shop, **changes))
+        make_engine(liveact_settings(shop, **changes))
 
 
 @pytest.mark.parametrize(
@@ -246,4 +231,6 @@ def test_omnirts_numbers_of_cards_are_taken_where_they_are_the_workers(
     from workers.engines.upstream.liveact import make_engine
 
     monkeypatch.setenv("WORLD_SIZE", "2")
-    make_engine(settings(shop, nproc_per_node=2, num_processes="2", sequence_parallel_degree=2, ulysses_degree=2))
+    make_engine(
+        liveact_settings(shop, nproc_per_node=2, num_processes="2", sequence_parallel_degree=2, ulysses_degree=2)
+    )
