@@ -4,6 +4,7 @@
     python scripts/bench_checkouts.py --model flashhead-pro --model flashhead-lite --repo PATH --make-random
     python scripts/bench_checkouts.py --model liveact --repo PATH --lightx2v PATH --make-random
     python scripts/bench_checkouts.py --model liveact --cards 0,1 --repo PATH --lightx2v PATH --make-random
+    python scripts/bench_checkouts.py --model flashtalk --repo PATH --make-random
 
 For each model: the engine is loaded through a real host, renders two films warm, is killed in the middle of a third,
 starts anew, goes on from the last carry, and what it renders is compared with the undisturbed film.  Then upstream's
@@ -13,6 +14,9 @@ the same time, since that is most of the work; whatever is timed has the card to
 
 With --cards LiveAct's film is rendered by one card, then by both as a group, whose rank 1 is killed in the middle of
 one.  Upstream's loop is left out then: its two-card mode needs a kernel that gives noise on Hopper cards.
+
+FlashTalk is run alone and not compiled; scripts/bench_flashtalk.py --upstream measures upstream's loop.  Its weights
+are 55 GB with both encoders at their true size; on a smaller disk, or with --small-encoders, those two are thin.
 
 Every part has a limit, none stops another, and what was measured is written after each of them.  Nothing is written
 into a checkout.  Modules that a checkout imports and one card does not need are stood in for where they are not
@@ -55,8 +59,10 @@ from farm.devices import DeviceSet  # noqa: E402
 from workers.host.frames import read_frames, render_to_bytes  # noqa: E402
 from workers.host.parent import Host, HostSpec, Progress  # noqa: E402
 
-MODELS = ("flashhead-pro", "flashhead-lite", "liveact")
-REPOSITORIES = {"flashhead": "SoulX-FlashHead", "liveact": "SoulX-LiveAct"}
+MODELS = ("flashhead-pro", "flashhead-lite", "liveact", "flashtalk")
+REPOSITORIES = {"flashhead": "SoulX-FlashHead", "liveact": "SoulX-LiveAct", "flashtalk": "SoulX-FlashTalk"}
+ALONE = ("liveact", "flashtalk")  # no two of these fit on a card
+FLASHTALK_BYTES = 57e9  # of its checkpoint at true size
 RATE, FPS = 16_000, 25
 MARK = "@@ "  # as scripts/upstream_loops.py writes it
 # What the checkouts import and one card does not need: written beside the bench for upstream's own processes, each only
@@ -256,15 +262,23 @@ def make_weights(bench: Bench, model: str) -> dict[str, Any]:
     argv += ["--into", str(into), "--device", "cpu" if asked.tiny else "cuda", "--kernel", asked.kernel]
     argv += ["--frame", "{}x{}".format(*size_of(asked, model)), "--dtype", asked.dtype]
     argv += [] if asked.tiny else ["--true-size", "--layers", str(asked.liveact_layers)]
-    began = time.monotonic()
-    made = subprocess.run(
-        argv, capture_output=True, text=True, check=False, env=bench.environment(False), timeout=max(30, bench.left())
-    )
-    if made.returncode:
-        raise RuntimeError(made.stderr[-2500:])
+    argv += ["--small-encoders"] if asked.small_encoders else []
+    began, log, last = time.monotonic(), bench.work / f"weights-{model}.log", ""
+    maker = bench.spawn(argv, log, env=bench.environment(False), start_new_session=True)
+    over = threading.Timer(max(30.0, bench.left()), maker.kill)
+    over.daemon = True
+    over.start()
+    assert maker.stdout is not None
+    for line in maker.stdout:
+        if last:
+            bench.note(f"{model}: weights: {last}")
+        last = line.strip()
+    code = maker.wait()
+    over.cancel()
+    if code:
+        raise RuntimeError(f"ended with {code} behind {last!r}\n{log.read_text()[-2500:]}")
     size = sum(path.stat().st_size for path in into.rglob("*") if path.is_file())
-    settings = json.loads(made.stdout.splitlines()[-1])
-    return {"settings": settings, "seconds": time.monotonic() - began, "gigabytes": size / 1e9}
+    return {"settings": json.loads(last), "seconds": time.monotonic() - began, "gigabytes": size / 1e9}
 
 
 def repo_of(asked: argparse.Namespace, model: str) -> Path:
@@ -275,11 +289,17 @@ def repo_of(asked: argparse.Namespace, model: str) -> Path:
 
 def size_of(asked: argparse.Namespace, model: str) -> tuple[int, int]:
     if asked.tiny:
-        return (32, 32) if model == "flashhead-pro" else (64, 64)
-    if model != "liveact":
+        return (32, 32) if model in ("flashhead-pro", "flashtalk") else (64, 64)
+    if model not in ALONE:
         return (512, 512)
-    width, _, height = asked.liveact_size.partition("x")
+    width, _, height = {"liveact": asked.liveact_size, "flashtalk": asked.flashtalk_size}[model].partition("x")
     return int(width), int(height)
+
+
+def seconds_of(asked: argparse.Namespace, model: str) -> float:
+    """Length of a film; the two large models' is shorter than a clip, because a chunk of theirs takes seconds."""
+    given = {"liveact": asked.liveact_seconds, "flashtalk": asked.flashtalk_seconds}
+    return float(min(asked.clip_seconds, given.get(model, asked.clip_seconds)))
 
 
 # Our side.
@@ -294,24 +314,27 @@ class Warm:
         self.bench, self.model, self.cards = bench, model, cards or (asked.card,)
         self.width, self.height = size_of(asked, model)
         settings: dict[str, Any] = {**weights, "repo_path": str(repo_of(asked, model)), "kernel": asked.kernel}
-        settings |= {"device": "cpu" if asked.tiny else "cuda", "compile": asked.compile_liveact or kind != "liveact"}
+        compiled = {"liveact": asked.compile_liveact, "flashtalk": asked.compile_flashtalk}.get(kind, True)
+        settings |= {"device": "cpu" if asked.tiny else "cuda", "compile": compiled}
         settings.setdefault("cache", str(bench.work / f"cache-{model}"))
         settings |= {"model_type": variant} if variant else {}
         # Upstream's wishes are the model's defaults at any size, so that both sides compute the same.
         self.film_settings: dict[str, Any] = {}
-        environment = bench.environment(False)
+        paths, module = bench.environment(False)["PYTHONPATH"], f"workers.engines.upstream.{kind}"
+        if kind == "flashtalk" and (asked.tiny or asked.small_encoders):
+            paths, module = os.pathsep.join([paths, str(ROOT / "scripts")]), "small_encoders"
         ranks = len(self.cards)
         # Rank 0 may still look for a kernel while rank 1 waits for it; NVLink's multicast is not everywhere.
         group = {"COLLECTIVE_SECONDS": "120", "NCCL_NVLS_ENABLE": "0", "TORCH_NCCL_ASYNC_ERROR_HANDLING": "1"}
         self.host = Host(
             HostSpec(
-                engine_module=f"workers.engines.upstream.{kind}",
+                engine_module=module,
                 engine_settings=settings,
                 devices=DeviceSet("cpu") if asked.tiny else DeviceSet("cuda", self.cards),
                 log_file=bench.work / f"host-{model}-{ranks}.log",
                 python=asked.python,
                 environment={
-                    "PYTHONPATH": environment["PYTHONPATH"],
+                    "PYTHONPATH": paths,
                     "TORCHINDUCTOR_CACHE_DIR": str(bench.work / f"compiled-{model}"),
                     **(group if ranks > 1 else {}),
                 },
@@ -361,9 +384,8 @@ class Warm:
 
     @property
     def frames(self) -> int:
-        """Of a clip; LiveAct's is shorter, because a block of it takes seconds."""
         clip: int = self.bench.clip["frames"]
-        return min(clip, round(self.bench.asked.liveact_seconds * FPS)) if self.model == "liveact" else clip
+        return min(clip, round(seconds_of(self.bench.asked, self.model) * FPS))
 
     def encode(self, seed: int, target: Path) -> dict[str, Any]:
         """A whole film into x264 as the farm does it, while it is rendered; then its sound beside it."""
@@ -556,7 +578,7 @@ class Loop:
         argv += ["--width", str(width), "--height", str(height)]
         sound = bench.clip
         if model == "liveact":
-            sound = write_clip(bench.work, min(asked.clip_seconds, asked.liveact_seconds), "clip-liveact")
+            sound = write_clip(bench.work, seconds_of(asked, model), "clip-liveact")
             argv += ["--compile"] if asked.compile_liveact else []
         argv += [
             "--sound",
@@ -703,8 +725,15 @@ def run_flashhead(bench: Bench, models: list[str]) -> None:
         bench.part(model, "closing", -1e9, warm[model].close)
 
 
-def run_liveact(bench: Bench) -> None:
-    asked, model = bench.asked, "liveact"
+def run_alone(bench: Bench, model: str) -> None:
+    """One model that has the card to itself: films, a kill and what comes back, then LiveAct's loop of upstream."""
+    asked = bench.asked
+    if model == "flashtalk" and not asked.tiny and shutil.disk_usage(bench.work).free < FLASHTALK_BYTES:
+        asked.small_encoders = True
+    if model == "flashtalk":
+        thin = asked.tiny or asked.small_encoders
+        bench.put(model, "encoders", "a few thin layers" if thin else "true size")
+        bench.note(f"{model}: text and picture encoders:", "a few thin layers" if thin else "at true size")
     made = bench.part(model, "weights", 60 if not asked.tiny else 10, lambda: make_weights(bench, model))
     if not made:
         return
@@ -712,12 +741,15 @@ def run_liveact(bench: Bench) -> None:
         run_pair(bench, made["settings"])
         return
     warm = Warm(bench, model, made["settings"])
+    done = None
     if bench.part(model, "load", 30, lambda: warm.start_with_own_lock().result()):
         killed = bench.part(model, "jobs", 30, lambda: warm.run(warm.two_jobs_and_a_kill))
         if killed and bench.part(model, "load again", 30, lambda: warm.start_with_own_lock().result()):
-            bench.part(model, "resume", 10, lambda: warm.run(warm.resume))
+            done = bench.part(model, "resume", 10, lambda: warm.run(warm.resume))
+    if not done:
+        bench.note(warm.logs())
     bench.part(model, "closing", -1e9, warm.close)
-    if "loop" in asked.parts and bench.left() > (60 if not asked.tiny else 10):
+    if model == "liveact" and "loop" in asked.parts and bench.left() > (60 if not asked.tiny else 10):
         loop = Loop(bench, model, made["settings"])
         if bench.part(model, "upstream's loop: load", 30, loop.hear):
             bench.part(model, "upstream's loop", 10, loop.measure)
@@ -799,6 +831,10 @@ def main() -> int:
     parser.add_argument("--liveact-layers", type=int, default=40, help="fewer are not its true size, and quicker")
     parser.add_argument("--liveact-size", default="416x720", help="width x height")
     parser.add_argument("--compile-liveact", action="store_true", help="compile it on both sides, as its script does")
+    parser.add_argument("--flashtalk-seconds", type=float, default=4.0, help="length of FlashTalk's film")
+    parser.add_argument("--flashtalk-size", default="448x768", help="width x height")
+    parser.add_argument("--compile-flashtalk", action="store_true", help="compile it, which takes minutes")
+    parser.add_argument("--small-encoders", action="store_true", help="FlashTalk's prompt and portrait by thin layers")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of FlashHead's files")
     parser.add_argument("--kernel", default="auto", help="the engines' attention kernel")
     parser.add_argument("--parts", default="loop,films,cold", help="of loop, films and cold; the jobs always run")
@@ -829,11 +865,12 @@ def main() -> int:
         bench.note("ffmpeg:", bench.ffmpeg or "NONE: nothing is encoded on either side")
         bench.watch()
         try:
-            flashheads = [model for model in models if model != "liveact"]
+            flashheads = [model for model in models if model not in ALONE]
             if flashheads:
                 run_flashhead(bench, flashheads)
-            if "liveact" in models:
-                run_liveact(bench)
+            for model in models:
+                if model in ALONE:
+                    run_alone(bench, model)
         finally:
             bench.end_all()
             bench.save()

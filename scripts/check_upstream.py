@@ -4,6 +4,7 @@
     python scripts/check_upstream.py flashhead --repo PATH --python PATH
     python scripts/check_upstream.py liveact --repo PATH --python PATH
     python scripts/check_upstream.py liveact --repo PATH --python PATH --world-size 2
+    python scripts/check_upstream.py flashtalk --repo PATH --python PATH
 
 It proves that the checkout's entry points and signatures are those that the engine uses, that a film's frames are
 counted right, that one seed is one film, and that a film which goes on in a new process is the film.  It says nothing
@@ -11,7 +12,9 @@ about pictures or speed.  PATH of --python is an interpreter that has what the c
 it, then a real host is started with it.  Nothing is written into the checkout.  Of LiveAct the transformer and the
 speech encoder are the checkout's; its text encoder and picture tower have gigabytes at any size, so what they would say
 is put into the cache, and LightX2V's autoencoder, a package of its own, is stood in for.  With --world-size 2 it is the
-checkout's transformer for two cards, in two processes that meet over gloo; rank 1 is killed while it renders.
+checkout's transformer for two cards, in two processes that meet over gloo; rank 1 is killed while it renders.  Of
+FlashTalk everything is the checkout's; its text encoder and picture tower are given a few thin layers
+(scripts/small_encoders.py), and its attention through xformers runs on torch, as it does in the engine everywhere.
 """
 
 from __future__ import annotations
@@ -20,11 +23,15 @@ import argparse
 import contextlib
 import importlib.util
 import json
+import os
+import struct
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,7 +51,8 @@ class Making:
     device: str = "cpu"
     dtype: str = "float32"  # of FlashHead's transformer on disk, where the released one is float32 too
     kernel: str = "auto"
-    layers: int = 40  # of LiveAct's at true size
+    layers: int = 40  # of LiveAct's and FlashTalk's at true size
+    small_encoders: bool = False  # FlashTalk's, with everything else at true size
 
 
 # The side that the model's interpreter runs: weights that have upstream's names and shapes and random values.
@@ -219,10 +227,124 @@ def make_liveact(repo: Path, folder: Path, size: str, making: Making) -> dict[st
     return {"ckpt_dir": str(folder), "wav2vec_dir": speech, "cache": str(folder / "cache")}
 
 
+def make_flashtalk(repo: Path, folder: Path, _: str, making: Making) -> dict[str, str]:
+    """Every file of the released checkpoint by the checkout's own classes, in the types that the released ones have.
+
+    At true size it is 55 GB; the files are written side by side, while the numbers are copied from the card.
+    """
+    import torch
+    from small_encoders import LETTERS, shrink
+
+    from workers.engines.flashtalk.checkpoint import IMAGE_FILE, TEXT_FILE, TOKENIZER_FOLDER, VAE_FILE
+    from workers.engines.upstream import flashtalk
+    from workers.engines.upstream.checkout import check_checkout, check_imports, import_from
+
+    began = time.monotonic()
+
+    def tell(what: str) -> None:
+        print(f"{time.monotonic() - began:6.1f} s: {what}", flush=True)
+
+    if making.device == "cpu":
+        torch.cuda.current_device = lambda: 0
+    checkout = check_checkout(repo, flashtalk.LAYOUT)
+    check_imports(checkout, (flashtalk.PIPELINE, flashtalk.CONFIG))
+    maker = import_from(checkout, flashtalk.TRANSFORMER).WanModel
+    is_small = making.small_encoders or not making.true_size
+    if is_small:
+        shrink(checkout)
+    torch.manual_seed(1)
+    with ThreadPoolExecutor(10) as writers:
+        writing = []
+        for module, function, file, dtype in (
+            (flashtalk.TEXT, "umt5_xxl", TEXT_FILE, torch.bfloat16),
+            (flashtalk.PICTURES, "clip_xlm_roberta_vit_h_14", IMAGE_FILE, torch.float32),
+        ):
+            torch.set_default_dtype(dtype)  # so that nothing is allocated twice
+            wanted = {"encoder_only": True, "return_tokenizer": False} if module == flashtalk.TEXT else {}
+            encoder = getattr(import_from(checkout, module), function)(dtype=dtype, device=making.device, **wanted)
+            writing.append(writers.submit(torch.save, encoder.state_dict(), folder / file))
+            tell(f"{file} drawn, {count_gigabytes(encoder.state_dict()):.1f} GB")
+            del encoder
+        torch.set_default_dtype(torch.bfloat16)
+        sizes = (5120, 13824, 40, making.layers) if making.true_size else (256, 64, 2, LAYERS + 1)
+        with torch.device(making.device):
+            dit = maker(in_dim=36, **dict(zip(("dim", "ffn_dim", "num_heads", "num_layers"), sizes, strict=True)))
+        torch.set_default_dtype(torch.float32)
+        # The checkout draws none for its last layer, so that nothing of what the transformer computes would be seen.
+        torch.nn.init.normal_(dit.head.head.weight, std=dit.config.dim**-0.5)
+        tell(f"the transformer drawn, {count_gigabytes(dit.state_dict()):.1f} GB")
+        dit.save_config(folder)
+        writing += write_shards(folder, dit.state_dict(), 8, writers)
+        writing.append(writers.submit(write_autoencoder, folder / VAE_FILE, making))
+        for name in (TOKENIZER_FOLDER, flashtalk.IMAGE_TOKENIZER):
+            write_tokenizer(folder / name, LETTERS)
+        speech = make_speech(folder / "wav2vec", making)
+        for one in writing:
+            one.result()
+    tell("written")
+    return {"ckpt_dir": str(folder), "wav2vec_dir": speech}
+
+
+def count_gigabytes(tensors: Mapping[str, Any]) -> float:
+    return float(sum(tensor.nbytes for tensor in tensors.values()) / 1e9)
+
+
+def write_shards(folder: Path, tensors: Mapping[str, Any], count: int, writers: ThreadPoolExecutor) -> list[Any]:
+    """A transformer as diffusers writes it: up to `count` safetensors files and their index.  Returns what is begun."""
+    shards: list[dict[str, Any]] = [{} for _ in range(count)]
+    total, before = sum(tensor.nbytes for tensor in tensors.values()), 0
+    for name, tensor in tensors.items():
+        shards[before * count // total][name] = tensor
+        before += tensor.nbytes
+    shards = [shard for shard in shards if shard]
+    named = {f"diffusion_pytorch_model-{n:05d}-of-{len(shards):05d}.safetensors": s for n, s in enumerate(shards, 1)}
+    index = {"metadata": {"total_size": total}, "weight_map": {name: file for file, s in named.items() for name in s}}
+    (folder / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+    return [writers.submit(write_safetensors, folder / file, shard) for file, shard in named.items()]
+
+
+def write_safetensors(file: Path, tensors: Mapping[str, Any]) -> None:
+    """One tensor after the other, so that a card's numbers are never all in the host's memory."""
+    import torch
+
+    types = {torch.bfloat16: "BF16", torch.float32: "F32"}
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, tensor in tensors.items():
+        places = [end, end + tensor.nbytes]
+        header[name] = {"dtype": types[tensor.dtype], "shape": list(tensor.shape), "data_offsets": places}
+        end += tensor.nbytes
+    words = json.dumps(header).encode()
+    words += b" " * (-len(words) % 8)
+    with file.open("wb", buffering=0) as out:
+        for raw in (struct.pack("<Q", len(words)), words):
+            out.write(raw)
+        for tensor in tensors.values():
+            raw = memoryview(tensor.detach().reshape(-1).view(torch.uint8).cpu().numpy())
+            while raw:  # a file without a buffer may take less than it is given
+                raw = raw[out.write(raw) :]
+
+
+def write_tokenizer(folder: Path, letters: int) -> None:
+    """One that transformers reads without a network, for Latin letters."""
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    words = ["<s>", "<pad>", "</s>", "<unk>", *map(chr, range(32, 127))]
+    assert len(words) <= letters
+    made = Tokenizer(models.WordLevel({word: at for at, word in enumerate(words)}, unk_token="<unk>"))
+    made.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    made.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 2)])
+    PreTrainedTokenizerFast(
+        tokenizer_object=made, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
+    ).save_pretrained(folder)
+
+
 MAKERS = {
     "flashhead-pro": (make_flashhead, "pro"),
     "flashhead-lite": (make_flashhead, "lite"),
     "liveact": (make_liveact, ""),
+    "flashtalk": (make_flashtalk, ""),
 }
 
 
@@ -266,7 +388,7 @@ class Hosted:
                 devices=DeviceSet("cpu"),
                 log_file=log,
                 python=python,
-                environment={"PYTHONPATH": str(log.parent / "weights" / "site")},
+                environment={"PYTHONPATH": os.pathsep.join([str(log.parent / "weights/site"), str(ROOT / "scripts")])},
                 load_timeout_seconds=1200.0,
                 stuck_floor_seconds=1200.0,
                 ranks=ranks,
@@ -353,9 +475,9 @@ def check(name: str, repo: Path, python: str, size: int, ranks: int = 1, carried
         settings |= {"repo_path": str(repo), "device": "cpu", "compile": False}
         settings |= {"model_type": variant} if variant else {}
         settings |= {"carry": carried} if carried else {}
-        wishes = {"steps": 2} if model == "flashhead" else {}
+        wishes = {} if model == "liveact" else {"steps": 2}
         log = folder / "host.log"
-        module = f"workers.engines.upstream.{model}"
+        module = "small_encoders" if model == "flashtalk" else f"workers.engines.upstream.{model}"
         print(f"{name}: weights made after {time.monotonic() - began:.0f} s", flush=True)
         try:
             frames_alone = b""
@@ -374,6 +496,9 @@ def check(name: str, repo: Path, python: str, size: int, ranks: int = 1, carried
             whole, end = hosted.render(film, 0, frames, None)
             assert len(whole) == frames * bytes_each, f"{len(whole) // bytes_each} frames for {frames}"
             assert other != whole[: step * bytes_each], "another seed is the same film"
+            if model == "flashtalk":
+                other, _ = hosted.render(film | {"prompt": "a person is silent"}, 0, step, None)
+                assert other != whole[: step * bytes_each], "another prompt is the same film"
             again, carry = hosted.render(film, 0, step, None)
             assert again == whole[: step * bytes_each], "the same film is another one when it is rendered again"
             if ranks > 1:
@@ -404,13 +529,17 @@ def check(name: str, repo: Path, python: str, size: int, ranks: int = 1, carried
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", nargs="?", default="flashhead", choices=("flashhead", "liveact"), help="which")
+    parser.add_argument(
+        "model", nargs="?", default="flashhead", choices=("flashhead", "flashtalk", "liveact"), help="which"
+    )
     parser.add_argument("--repo", type=Path, required=True, help="the checkout")
     parser.add_argument("--python", default=sys.executable, help="the model's interpreter")
     parser.add_argument("--variant", action="append", choices=("pro", "lite"), help="pro or lite; both by default")
     parser.add_argument("--world-size", type=int, default=1, help="2: LiveAct as two ranks that render together")
     parser.add_argument("--carry", choices=("replay", "disk"), default="", help="what LiveAct goes on with")
-    parser.add_argument("--size", type=int, default=64, help="side of the frames in pixels, a multiple of 32")
+    parser.add_argument(
+        "--size", type=int, default=0, help="side of the frames, a multiple of 32; 64, or FlashTalk's 32"
+    )
     parser.add_argument("--make", choices=sorted(MAKERS), help=argparse.SUPPRESS)
     parser.add_argument("--into", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--frame", default="", help=argparse.SUPPRESS)
@@ -419,15 +548,17 @@ def main() -> int:
     parser.add_argument("--dtype", default="float32", help=argparse.SUPPRESS)
     parser.add_argument("--kernel", default="auto", help=argparse.SUPPRESS)
     parser.add_argument("--layers", type=int, default=40, help=argparse.SUPPRESS)
+    parser.add_argument("--small-encoders", action="store_true", help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if (asked.world_size > 1 or asked.carry) and asked.model != "liveact":
         parser.error("--world-size and --carry are LiveAct's")
+    asked.size = asked.size or (32 if asked.model == "flashtalk" else 64)
     repo = asked.repo.resolve()
     if asked.make:
         make, variant = MAKERS[asked.make]
         asked.into.mkdir(parents=True)
         size = asked.frame or f"{asked.size}x{asked.size}"
-        making = Making(asked.true_size, asked.device, asked.dtype, asked.kernel, asked.layers)
+        making = Making(asked.true_size, asked.device, asked.dtype, asked.kernel, asked.layers, asked.small_encoders)
         print(json.dumps(make(repo, asked.into, variant or size, making)))
         return 0
     from farm.errors import FarmError

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import os
 import tempfile
+import types
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from farm.errors import InputError
+from farm.errors import ConfigError, InputError
 from workers.engines.flashtalk.checkpoint import check_checkpoint
 from workers.engines.upstream import settings as read
 from workers.engines.upstream import weights
@@ -26,11 +27,14 @@ ENGINE_ID = "soulx-flashtalk-14b"
 NAME = "SoulX-FlashTalk"
 PIPELINE = "flash_talk.src.pipeline.flash_talk_pipeline"
 TRANSFORMER = "flash_talk.infinite_talk.modules.multitalk_model"
+SPEECH_ATTENTION = "flash_talk.infinite_talk.modules.multitalk_attention"
+TEXT = "flash_talk.wan.modules.t5"
 PICTURES = "flash_talk.wan.modules.clip"
 COLOURS = "flash_talk.infinite_talk.utils.multitalk_utils"
 CONFIG = "flash_talk.infinite_talk.configs"
 DEFAULT_PROMPT = "A person is talking. Only the foreground characters are moving, the background remains static."
 COLOUR_FUNCTIONS = ("rgb_to_lab_torch", "lab_to_rgb_torch")
+IMAGE_TOKENIZER = "xlm-roberta-large"
 SHIFT = 5
 LAYOUT = Layout(
     name=NAME,
@@ -50,6 +54,12 @@ LAYOUT = Layout(
             "get_sp_group",
         ),
         "xfuser.core.long_ctx_attention": ("xFuserLongContextAttention",),
+        # The release that upstream asks for wants one old torch; its attention is replaced like the other.
+        "xformers": (),
+        "xformers.ops": ("memory_efficient_attention",),
+        # Only for weights in eight bits, which are refused.
+        "optimum": (),
+        "optimum.quanto": ("quantize", "freeze", "qint8", "requantize"),
     },
 )
 PARAMETERS = {"frame_num": 33, "motion_frames_num": 5, "tgt_fps": 25, "sample_rate": 16000, "sample_shift": SHIFT}
@@ -99,6 +109,11 @@ class FlashTalk:
         self._folder = read.folder_of(ENGINE_ID, self._values, "ckpt_dir", "the folder SoulX-FlashTalk-14B")
         self._speech = read.folder_of(ENGINE_ID, self._values, "wav2vec_dir", "the folder chinese-wav2vec2-base")
         self._shards = sorted(set(check_checkpoint(self._folder, self._speech).shards.values()))
+        if not (self._folder / IMAGE_TOKENIZER).is_dir():  # which the farm's own engine does without
+            raise ConfigError(
+                f"the tokenizer's folder {self._folder / IMAGE_TOKENIZER} is missing, which upstream's code reads:"
+                " fetch the model again"
+            )
         compare_parameters(self.checkout.folder / "flash_talk/configs/infer_params.yaml", PARAMETERS)
         return self.checkout.notes
 
@@ -126,6 +141,7 @@ class FlashTalk:
         module = import_from(self.checkout, PIPELINE)
         for name in (TRANSFORMER, PICTURES):
             use_kernel(import_from(self.checkout, name), self._kernel)
+        use_kernel_for_speech(import_from(self.checkout, SPEECH_ATTENTION), self._kernel)
         keep_constants(import_from(self.checkout, COLOURS), COLOUR_FUNCTIONS)
         give_hidden_states()
         if not values["profile"]:
@@ -196,6 +212,19 @@ def use_kernel(module: Any, name: str) -> None:
         return attend(q.to(v.dtype), k.to(v.dtype), v).to(q.dtype)
 
     module.flash_attention = flash_attention
+
+
+def use_kernel_for_speech(module: Any, name: str) -> None:
+    """The same attention where the frames hear the speech and upstream asks xformers, every key heard."""
+    from workers.engines.upstream.platforms import kernel
+
+    attend = kernel(name)
+
+    def memory_efficient_attention(q: Any, k: Any, v: Any, **_: Any) -> Any:
+        return attend(q, k, v)
+
+    ops = types.SimpleNamespace(memory_efficient_attention=memory_efficient_attention)
+    module.xformers = types.SimpleNamespace(ops=ops)
 
 
 def make_engine(settings: Mapping[str, Any]) -> Engine:
