@@ -270,9 +270,9 @@ def make_weights(bench: Bench, model: str) -> dict[str, Any]:
     over.start()
     assert maker.stdout is not None
     for line in maker.stdout:
-        if last:
-            bench.note(f"{model}: weights: {last}")
         last = line.strip()
+        if not last.startswith("{"):
+            bench.note(f"{model}: weights: {last}")
     code = maker.wait()
     over.cancel()
     if code:

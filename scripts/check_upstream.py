@@ -248,6 +248,7 @@ def make_flashtalk(repo: Path, folder: Path, _: str, making: Making) -> dict[str
         torch.cuda.current_device = lambda: 0
     checkout = check_checkout(repo, flashtalk.LAYOUT)
     check_imports(checkout, (flashtalk.PIPELINE, flashtalk.CONFIG))
+    flashtalk.import_libraries()
     maker = import_from(checkout, flashtalk.TRANSFORMER).WanModel
     is_small = making.small_encoders or not making.true_size
     if is_small:

@@ -45,5 +45,6 @@ def make_engine(settings: Mapping[str, Any]) -> Any:
     engine = flashtalk.make_engine(settings)
     if not torch.cuda.is_available():
         torch.cuda.current_device = lambda: 0
+    flashtalk.import_libraries()
     shrink(check_checkout(Path(settings["repo_path"]), flashtalk.LAYOUT))
     return engine

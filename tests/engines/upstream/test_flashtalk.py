@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import struct
 from dataclasses import asdict
 from math import prod
@@ -48,12 +49,24 @@ PIPELINE = (
 )
 TRANSFORMER = """
 from xfuser.core.long_ctx_attention import xFuserLongContextAttention
+from flash_talk.infinite_talk.modules.multitalk_attention import hear
+from flash_talk.wan.modules import t5
 
 def flash_attention(q, k, v, k_lens=None):
     raise AssertionError("the engine puts its own attention here")
 
 def attend(q, k, v):
-    return flash_attention(q, k, v, k_lens=None)
+    return flash_attention(q, k, v, k_lens=None) + hear(q, k, v)
+"""
+# Two packages that upstream asks for in releases which few torches have.
+SPEECH_ATTENTION = """
+import xformers.ops
+
+def hear(q, k, v):
+    return xformers.ops.memory_efficient_attention(q, k, v, attn_bias=None, op=None)
+"""
+TEXT = """
+from optimum.quanto import quantize, freeze, qint8, requantize
 """
 CONFIG = """
 import types, torch
@@ -69,7 +82,7 @@ def write_checkpoint(folder: Path) -> Path:
 
     said = asdict(TINY_DIT)
     write(folder, {"config.json": json.dumps({theirs: said[ours] for theirs, ours in CONFIG_KEYS.items()})})
-    write(folder, {"google/umt5-xxl/tokenizer_config.json": "{}"})
+    write(folder, {f"{name}/tokenizer_config.json": "{}" for name in ("google/umt5-xxl", "xlm-roberta-large")})
     header, end = {}, 0
     for name, shape in dit_tensors(TINY_DIT).items():
         header[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [end, end + 2 * prod(shape)]}
@@ -93,7 +106,9 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
             "flash_talk/infinite_talk/modules/multitalk_model.py": TRANSFORMER,
             "flash_talk/infinite_talk/utils/multitalk_utils.py": "",
             "flash_talk/infinite_talk/configs/__init__.py": CONFIG,
+            "flash_talk/infinite_talk/modules/multitalk_attention.py": SPEECH_ATTENTION,
             "flash_talk/wan/modules/clip.py": "",
+            "flash_talk/wan/modules/t5.py": TEXT,
         },
     )
     return {
@@ -136,6 +151,25 @@ def test_a_film_has_its_exact_frames_and_goes_on_in_another_process(
     assert (first + rest == whole, last == end) == (True, True)
     assert render(host, {**told, "prompt": "a woman walks"}, 0, STEP)[0] != first
     assert render(host, {**told, "seed": 1}, 0, STEP)[0] != first
+
+
+def test_neither_xformers_nor_optimum_has_to_be_installed(settings: dict[str, Any]) -> None:
+    from workers.engines.upstream.checkout import check_checkout, needed_packages
+    from workers.engines.upstream.flashtalk import LAYOUT, PIPELINE
+
+    needed = needed_packages(check_checkout(Path(settings["repo_path"]), LAYOUT), [PIPELINE])
+    assert needed == {"PIL", "torch"}
+
+
+def test_the_picture_towers_tokenizer_is_missed_before_anything_is_loaded(
+    settings: dict[str, Any], tmp_path: Path
+) -> None:
+    from workers.engines.flashtalk import make_engine
+
+    folder = write_checkpoint(tmp_path)
+    shutil.rmtree(folder / "xlm-roberta-large")
+    with pytest.raises(ConfigError, match=r"the tokenizer's folder .*xlm-roberta-large is missing"):
+        make_engine({**settings, "checkpoint": str(folder)}).load()
 
 
 def test_a_row_that_asks_for_our_own_kernels_is_refused(host: Host, material: Path) -> None:

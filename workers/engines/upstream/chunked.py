@@ -124,6 +124,7 @@ class ChunkedEngine:
             self.pipeline = self._model.build(platform)
             self._built = dict(vars(self.pipeline))
             self.platform = platform
+            platform.give_back()  # FlashTalk's text encoder alone was in float32 first, 23 GB
             self.renders_ahead = platform.kind == "cuda"
             if self.renders_ahead:
                 self._aside = torch.cuda.Stream()

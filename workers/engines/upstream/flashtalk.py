@@ -6,6 +6,7 @@ farm's own engine and there for comparison, and for whoever trusts upstream's co
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
 import types
@@ -138,6 +139,7 @@ class FlashTalk:
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache / "compiled"))
         if platform.kind == "cpu":
             torch.cuda.current_device = lambda: 0  # a default argument of upstream's text encoder asks for it
+        import_libraries()
         module = import_from(self.checkout, PIPELINE)
         for name in (TRANSFORMER, PICTURES):
             use_kernel(import_from(self.checkout, name), self._kernel)
@@ -200,6 +202,13 @@ class FlashTalk:
                 shift=SHIFT,
                 color_correction_strength=float(job["colour_match"]),
             )
+
+
+def import_libraries() -> None:
+    """These two look for packages when they are imported, and must not find what stands in for some of them."""
+    with contextlib.suppress(ImportError):  # a checkout that needs them was refused without them
+        import diffusers.models.modeling_utils  # noqa: F401
+        from transformers import Wav2Vec2FeatureExtractor, Wav2Vec2Model  # noqa: F401
 
 
 def use_kernel(module: Any, name: str) -> None:

@@ -65,6 +65,11 @@ class Platform:
         if self.kind != "cpu":
             torch.zeros(1, device=self.device).item()
 
+    def give_back(self) -> None:
+        """Let other processes have what torch holds of the device and does not use."""
+        if self.kind != "cpu":
+            torch.cuda.empty_cache()
+
     def memory_bytes(self) -> int:
         if self.kind == "cpu":
             import resource
