@@ -133,7 +133,7 @@ JOB = {"steps": 4, "attention": "exact", "colour_match": 1.0, "noise": "keyed"} 
 def test_the_same_model_is_rendered_by_upstreams_code(host: Host) -> None:
     assert host.loaded is not None
     assert mismatch(load_model("soulx-flashtalk-14b"), "quality", host.loaded) is None
-    assert host.loaded.description["version"].startswith("upstream2-flashtalk-unknown-")
+    assert host.loaded.description["version"].startswith("upstream3-flashtalk-unknown-")
     assert "is no git checkout" in host.loaded.report["notes"][0]
 
 

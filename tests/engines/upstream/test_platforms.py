@@ -156,3 +156,34 @@ def test_the_speech_encoders_layers_are_given_whichever_transformers_is_there(mo
     assert torch.equal(said[0], plain)
     assert torch.equal(said.hidden_states[-1], plain)
     assert not torch.equal(said.hidden_states[1], said.hidden_states[2])
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # torch's own, where its compiler is imported
+def test_every_graph_that_a_checkout_compiles_is_told_to_be_the_same_in_every_process(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import torch._dynamo
+    import torch._inductor.compile_fx
+    import torch._inductor.config as settings
+
+    told: list[bool] = []
+
+    def compile_nothing(graph: Any, inputs: Any, config_patches: Any = None, **_: Any) -> Any:
+        with settings.patch(config_patches or {}):  # type: ignore[attr-defined]
+            told.append(settings.deterministic)
+        return graph.forward
+
+    monkeypatch.setattr(torch._inductor.compile_fx, "compile_fx", compile_nothing)
+    monkeypatch.setattr(torch._dynamo.config, "automatic_dynamic_shapes", True)
+    checkout = types.ModuleType("checkout")
+    checkout.torch = torch  # type: ignore[attr-defined]
+    platforms.compile_alike(checkout)
+    double = checkout.torch.compile(lambda numbers: numbers * 2)  # type: ignore[attr-defined]
+    half = checkout.torch.compile(lambda numbers: numbers / 2)  # type: ignore[attr-defined]
+    try:
+        for length in (3, 4, 5):
+            assert torch.equal(half(double(torch.ones(length))), torch.ones(length))
+    finally:
+        torch._dynamo.reset()
+    # Three lengths are three graphs of each function, and what was compiled before does not end the mode.
+    assert told == [True] * 6

@@ -37,7 +37,7 @@ CHUNK_SPAN = 33  # frames that one chunk denoises, those that repeat the chunk b
 WINDOW_SAMPLES = 8 * SAMPLE_RATE
 CARRY_LIMIT_BYTES = 1_000_000
 KEPT_FILMS = 16  # prepared portraits, a few megabytes each
-ADAPTER_VERSION = 2  # raised whenever the same film would get other pixels
+ADAPTER_VERSION = 3  # raised whenever the same film would get other pixels
 
 
 class Model(Protocol):

@@ -177,7 +177,7 @@ class FlashHead:
         # torch.compile has no back end on an NPU, and a tiny model on the CPU is for checks.
         compiled = bool(values["compile"]) and platform.kind == "cuda"
         if compiled:
-            compile_alike()
+            compile_alike(module)
         own_vae = self._own_parts and self.variant == "pro"
         module.COMPILE_MODEL, module.COMPILE_VAE = compiled, compiled and not own_vae
         module.USE_PARALLEL_VAE = False

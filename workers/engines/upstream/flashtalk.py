@@ -152,7 +152,7 @@ class FlashTalk:
             do_not_wait(module)
         compiled = bool(values["compile"]) and platform.kind == "cuda"
         if compiled:
-            compile_alike()
+            compile_alike(module)
         module.COMPILE_MODEL = module.COMPILE_VAE = compiled
         module.USE_PARALLEL_VAE = False
         config = import_from(self.checkout, CONFIG).multitalk_14B

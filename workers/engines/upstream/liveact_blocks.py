@@ -45,7 +45,7 @@ from workers.engines.upstream.liveact_pair import (
     from_first,
     part_of,
 )
-from workers.engines.upstream.platforms import own_index
+from workers.engines.upstream.platforms import alike_options, own_index
 
 FPS = (20, 24, 25)
 STEP_FRAMES = 32
@@ -145,7 +145,7 @@ class LiveActEngine:
             self._halves = Halves(self.ranks)
             if self.ranks.is_first:
                 self.encoder, self.extractor = model.build_speech(self.platform)
-            self.transformer = torch.compile(self.plain) if compiled else self.plain
+            self.transformer = torch.compile(self.plain, options=alike_options()) if compiled else self.plain
             if self.platform.kind == "cuda":
                 self._stream = torch.cuda.Stream()
         if not self.ranks.is_alone:

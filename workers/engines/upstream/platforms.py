@@ -6,6 +6,7 @@ Whichever it is, the engine above asks this module only.
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 import types
@@ -215,7 +216,7 @@ def kernel(name: str) -> Attend:
     return by_torch
 
 
-class Unhurried:
+class Altered:
     """Stands for a module, here for `torch` or `torch.cuda`, with some of its names replaced."""
 
     def __init__(self, module: Any, **replaced: Any) -> None:
@@ -231,22 +232,35 @@ def do_not_wait(module: Any) -> None:
 
     They do it for the times that they print.  torch's own function stays as it is: its compiler times kernels by it.
     """
-    module.torch = Unhurried(torch, cuda=Unhurried(torch.cuda, synchronize=lambda *_: None))
+    module.torch = Altered(torch, cuda=Altered(torch.cuda, synchronize=lambda *_: None))
 
 
-def compile_alike() -> None:
-    """Let torch.compile make the same kernels in every process, so that a film which goes on in another is the film.
+def alike_options() -> dict[str, Any]:
+    """Options of torch.compile with which it makes the same kernels in every process.
 
-    By itself the compiler times some kernels on the device and takes the fastest, whose sums differ in the last bit; on
-    an H200 a process that read the compiled model from the disk rendered other frames than the one that compiled it.
-    And it makes a graph for any shape once it saw two, so that kernels would depend on what was rendered before.
+    By itself the compiler times some kernels on the device and takes the fastest, whose sums differ in the last bit: on
+    an H200 each process that read the compiled model from the disk rendered other frames than the one before it.  The
+    options go with each call, because dynamo puts `torch._inductor.config.deterministic` back behind every frame that
+    it compiles (`preserve_global_state`, torch 2.11).
     """
-    import torch._dynamo
     import torch._inductor.config
 
+    known = torch._inductor.config.get_config_copy()  # type: ignore[attr-defined]
+    if "deterministic" in known:  # torch 2.9
+        return {"deterministic": True}
+    once = {"triton.autotune_pointwise": False, "shape_padding": False, "dynamic_scale_rblock": False}
+    return {name: value for name, value in once.items() if name in known}
+
+
+def compile_alike(module: Any) -> None:
+    """Let what this module of a checkout compiles be the same in every process, so that films go on equal.
+
+    torch would also make a graph for any shape once it saw two, so that kernels depend on what was rendered before.
+    """
+    import torch._dynamo
+
     torch._dynamo.config.automatic_dynamic_shapes = False
-    if hasattr(torch._inductor.config, "deterministic"):  # torch 2.9
-        torch._inductor.config.deterministic = True
+    module.torch = Altered(module.torch, compile=functools.partial(torch.compile, options=alike_options()))
 
 
 class KeptConstants:
