@@ -24,7 +24,9 @@ def run() -> None:
             connection=connection,
             target_metadata=Table.metadata,
             render_as_batch=ledger.is_sqlite,
-            transaction_per_migration=True,
+            # One transaction, on SQLite too, from the question which revision there is to the last step: nobody sees a
+            # ledger that is half made, and of two processes that make it at once the second finds nothing left to do.
+            transactional_ddl=True,
             compare_type=True,
         )
         with context.begin_transaction():

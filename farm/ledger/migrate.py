@@ -86,7 +86,8 @@ def ensure_current(ledger: Ledger) -> None:
     if have is not None and have not in all_revisions():
         raise LedgerError(f"the ledger is at revision {have}, which this farm does not know; a newer farm made it")
     if have is None or ledger.is_sqlite:
-        if have is None and inspect(ledger.engine).has_table("jobs"):
+        # Another process may have made the ledger between two questions, hence the third.
+        if have is None and inspect(ledger.engine).has_table("jobs") and current_revision(ledger) is None:
             raise LedgerError(
                 "this database holds tables named like the farm's that the farm did not make; use another"
             )

@@ -9,7 +9,7 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
-from sqlalchemy import inspect, text
+from sqlalchemy import event, inspect, text
 from sqlalchemy.exc import IntegrityError
 
 from farm.errors import LedgerError
@@ -111,6 +111,28 @@ def test_processes_that_start_at_once_on_a_new_ledger_all_find_it_made(new_url: 
         assert [process.wait(120) for process in processes] == [0] * 4
     with closing(open_quick(new_url)) as ledger:
         assert current_revision(ledger) == newest_revision()
+
+
+def test_a_ledger_that_another_process_makes_while_one_looks_for_it_is_taken_as_it_is(new: Ledger) -> None:
+    def make_it(*_: object) -> None:
+        with closing(open_quick(new.url)) as another:
+            upgrade(another)
+
+    event.listen(new.engine, "checkin", make_it, once=True)  # after the first question, which found nothing
+    ensure_current(new)
+    assert current_revision(new) == newest_revision()
+
+
+def test_nobody_sees_a_ledger_that_is_half_made(new: Ledger) -> None:
+    seen: set[str | None] = set()
+
+    def look(*_: object) -> None:
+        with closing(open_quick(new.url)) as another:
+            seen.add(current_revision(another))
+
+    event.listen(new.engine, "begin", look)
+    upgrade(new)
+    assert seen <= {None, newest_revision()}
 
 
 @pytest.mark.skipif(len(all_revisions()) < 2, reason="there is no older revision yet")
