@@ -339,11 +339,14 @@ def stuck(ledger: Ledger, *, alive_seconds: float = 60.0, sample: int = 5) -> li
     found: list[Stuck] = []
     with ledger.read() as session:
         waiting = session.execute(
-            select(SegmentRow.queue, func.count()).where(text(CLAIMABLE)).group_by(SegmentRow.queue)
+            select(SegmentRow.queue, func.count())
+            .where(text(CLAIMABLE))
+            .group_by(SegmentRow.queue)
+            .order_by(SegmentRow.queue)
         ).all()
         now = session.scalar(select(db_now())) or 0.0
         for queue, count in waiting:
-            rows = session.scalars(select(WorkerRow).where(WorkerRow.queue == queue)).all()
+            rows = session.scalars(select(WorkerRow).where(WorkerRow.queue == queue).order_by(WorkerRow.name)).all()
             can = [
                 row
                 for row in rows
@@ -367,7 +370,11 @@ def stuck(ledger: Ledger, *, alive_seconds: float = 60.0, sample: int = 5) -> li
                     )
                 continue
             ids = session.scalars(
-                select(SegmentRow.job_id).where(SegmentRow.queue == queue, text(CLAIMABLE)).distinct().limit(sample)
+                select(SegmentRow.job_id)
+                .where(SegmentRow.queue == queue, text(CLAIMABLE))
+                .distinct()
+                .order_by(SegmentRow.job_id)
+                .limit(sample)
             ).all()
             found.append(Stuck(queue, count, tuple(ids), _why_nobody(queue, rows, now, alive_seconds)))
     return found
@@ -388,6 +395,7 @@ def _blocked_jobs(session: Session, queue: str, names: list[str]) -> list[tuple[
         .join(strikes, strikes.c.job_id == SegmentRow.job_id)
         .where(SegmentRow.queue == queue, SegmentRow.state == SegmentState.QUEUED, ~SegmentRow.held)
         .group_by(SegmentRow.job_id)
+        .order_by(SegmentRow.job_id)
     ).all()
     return [(job_id, count) for job_id, count, workers_out in rows if workers_out >= len(names)]
 

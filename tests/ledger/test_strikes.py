@@ -235,13 +235,13 @@ def test_a_queue_without_workers_is_said(ledger: Ledger) -> None:
 
 
 def test_why_each_worker_takes_nothing_is_said(ledger: Ledger) -> None:
-    hello(ledger, "a-stopped", state=WorkerState.STOPPED)
-    hello(ledger, "b-silent")
-    age_worker(ledger, "b-silent", 120.0)
+    hello(ledger, "e-full", reason="only 0.1 GB of disk are free")  # whoever came first, they are named in one order
+    hello(ledger, "d-sick", state=WorkerState.SICK, reason="failed 3 different jobs in a row (1, 2, 3)")
     hello(ledger, "c-draining")
     control.drain_worker(ledger, "c-draining")
-    hello(ledger, "d-sick", state=WorkerState.SICK, reason="failed 3 different jobs in a row (1, 2, 3)")
-    hello(ledger, "e-full", reason="only 0.1 GB of disk are free")
+    hello(ledger, "b-silent")
+    age_worker(ledger, "b-silent", 120.0)
+    hello(ledger, "a-stopped", state=WorkerState.STOPPED)
     planned(ledger)
     (sentence,) = said(ledger)
     assert sentence == (
