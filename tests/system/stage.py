@@ -36,6 +36,7 @@ from tests.system import pattern_engine
 
 ROOT = Path(__file__).resolve().parents[2]
 WORKER = "tests.system.faulty_worker"
+TOLD_LINES = 20  # of each log, where a stage is told
 # Quick enough for a test; the proportions are those of configs/farm.toml.
 QUICK = {
     # The same films are made over and over here; each must be rendered, or there would be nothing to break.
@@ -284,6 +285,26 @@ class Stage:
     def log_of(self, name: str) -> str:
         return (self.home / "logs" / f"worker-{name}.log").read_text(errors="replace")
 
+    def tell(self) -> str:
+        """What a person wants to read when something did not happen: workers, their logs, what the ledger holds."""
+        lines = [f"The stage in {self.folder}"]
+        for name, process in self.workers.items():
+            code = process.poll()
+            lines.append(f"worker {name}, pid {process.pid}: {'runs' if code is None else f'ended with {code}'}")
+            lines += [f"    {line}" for line in self.log_of(name).splitlines()[-TOLD_LINES:]]
+        with contextlib.suppress(Exception), contextlib.closing(self.open()) as ledger:
+            for worker in read.workers(ledger):
+                lines.append(f"{worker.name} in the ledger: {worker.state}, {worker.reason}, host {worker.host_pid}")
+            for job in read.jobs(ledger):
+                lines.append(f"job {job.id}: {job.state}, {job.reason}")
+                for s in read.segments(ledger, job.id):
+                    lines.append(
+                        f"    {s.kind} {s.number}: {s.state} by {s.leased_by}, attempt {s.attempt}, {s.reason}"
+                    )
+            for event in read.events(ledger, limit=TOLD_LINES, newest=True):
+                lines.append(f"{event.at:.2f} {event.event}: job {event.job_id}, {event.worker}, {event.detail}")
+        return "\n".join(lines)
+
     def stop_workers(self) -> None:
         """SIGTERM, and SIGKILL to what does not hear it."""
         for process in self.workers.values():
@@ -299,6 +320,9 @@ class Stage:
         self.workers.clear()
 
 
+_OPEN: list[Stage] = []
+
+
 @contextlib.contextmanager
 def stage(folder: Path | None = None, ledger_url: str = "", **environment: str) -> Iterator[Stage]:
     """A farm with QUICK settings under `environment`; everything it started ends with it."""
@@ -311,15 +335,17 @@ def stage(folder: Path | None = None, ledger_url: str = "", **environment: str) 
         one = Stage(root, server, ledger_url, {**QUICK, **environment})
         one.home.mkdir(parents=True, exist_ok=True)
         stack.callback(one.stop_workers)
+        _OPEN.append(one)
+        stack.callback(_OPEN.remove, one)
         yield one
 
 
 def wait_for(claim: Callable[[], bool], seconds: float, what: str) -> None:
-    """Poll until `claim` holds.  Raises AssertionError with `what` after `seconds`."""
+    """Poll until `claim` holds.  Raises AssertionError after `seconds`, with `what` and how every stage looks then."""
     deadline = time.monotonic() + seconds
     while not claim():
         if time.monotonic() > deadline:
-            raise AssertionError(f"{what}: not within {seconds:g} s")
+            raise AssertionError("\n".join([f"{what}: not within {seconds:g} s", *(one.tell() for one in _OPEN)]))
         time.sleep(0.05)
 
 
