@@ -179,6 +179,7 @@ def test_a_running_attempt_ends_within_a_chunk_of_being_asked(farm: SmallFarm, a
         other = farm.planned(seconds=0.2, output="other.mp4")
         if ask == "drain":
             wait_until(lambda: worker(farm).state is WorkerState.DRAINING, "the worker to say so")
+            control.cancel(farm.ledger, job_id)  # or half a minute of film would come before the other
             control.resume_worker(farm.ledger, "fake@box")
             runner.wake()
         farm.wait_for(other, *ENDED)
