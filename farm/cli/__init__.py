@@ -3,31 +3,13 @@
 from __future__ import annotations
 
 import errno
+import importlib
 import sys
 from pathlib import Path
 
 import click
 
 from farm import __version__
-from farm.cli.completion import completion
-from farm.cli.db import db
-from farm.cli.doctor import doctor
-from farm.cli.farm_context import Farm
-from farm.cli.gc import gc
-from farm.cli.jobs import batches, jobs
-from farm.cli.lifecycle import down, flower, up, worker
-from farm.cli.logs import logs
-from farm.cli.models import models
-from farm.cli.nightly import nightly
-from farm.cli.owners import owners
-from farm.cli.render import render
-from farm.cli.report import report
-from farm.cli.serve import keys, serve
-from farm.cli.status import status
-from farm.cli.submit import submit
-from farm.cli.watch import watch
-from farm.cli.workers import workers
-from farm.config import home_from_environment
 from farm.errors import ConfigError, FarmError, IllegalMove, InputError, NotEnoughRoom
 
 # What the machine refuses is no bug of the farm, wherever it is met.
@@ -35,8 +17,29 @@ _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR)
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
+# By command, the module of this package that has it.  It is imported when the command is asked for: together they
+# import all that the farm is made of, which takes a second.
+_MODULES = {name: name for name in ("completion", "db", "doctor", "gc", "jobs", "logs", "models", "nightly", "owners")}
+_MODULES |= {name: name for name in ("render", "report", "serve", "status", "submit", "watch", "workers")}
+_MODULES |= dict.fromkeys(("up", "down", "worker", "flower"), "lifecycle") | {"batches": "jobs", "keys": "serve"}
+
+
 class FarmGroup(click.Group):
     """Turns the farm's own errors, and what the machine refuses, into one line on stderr and an exit code."""
+
+    def list_commands(self, ctx: click.Context | None) -> list[str]:
+        return sorted(_MODULES)
+
+    def get_command(self, ctx: click.Context | None, cmd_name: str) -> click.Command | None:
+        if cmd_name in _MODULES and cmd_name not in self.commands:
+            module = importlib.import_module(f"farm.cli.{_MODULES[cmd_name]}")
+            self.add_command(getattr(module, cmd_name))
+        return self.commands.get(cmd_name)
+
+    def load_all(self) -> None:
+        """Let `commands` hold all of them."""
+        for name in _MODULES:
+            self.get_command(None, name)
 
     def invoke(self, ctx: click.Context) -> object:
         try:
@@ -67,6 +70,8 @@ def _translate(error: OSError) -> FarmError | None:
         return NotEnoughRoom(f"{said}; free some space, or run `farm gc`")
     if error.errno not in _REFUSED:
         return None
+    from farm.config import home_from_environment
+
     if error.filename and Path(str(error.filename)).is_relative_to(home_from_environment()):
         return ConfigError(f"{said}; FARM_HOME must be a folder that you may write to")
     return InputError(said)
@@ -83,34 +88,9 @@ def cli(ctx: click.Context) -> None:
         farm up
         farm submit lectures.csv --wait
     """
+    from farm.cli.farm_context import Farm
+
     ctx.obj = Farm()
-
-
-for command in (
-    submit,
-    render,
-    up,
-    down,
-    watch,
-    status,
-    jobs,
-    batches,
-    owners,
-    workers,
-    worker,
-    flower,
-    logs,
-    doctor,
-    models,
-    gc,
-    nightly,
-    serve,
-    report,
-    keys,
-    db,
-    completion,
-):
-    cli.add_command(command)
 
 
 def main() -> None:

@@ -35,6 +35,7 @@ def all_commands(command: click.Command, path: tuple[str, ...]) -> Iterator[tupl
                 yield from all_commands(inner, (*path, name))
 
 
+cli.load_all()
 COMMANDS = dict(all_commands(cli, ("farm",)))
 
 

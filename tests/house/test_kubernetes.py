@@ -42,6 +42,7 @@ def farm_containers() -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
 
 
 def assert_can_be_typed(words: list[str]) -> None:
+    cli.load_all()
     command: click.Command = cli
     rest = list(words)
     while isinstance(command, click.Group):

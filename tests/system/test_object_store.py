@@ -305,6 +305,7 @@ def test_the_cache_drops_what_was_used_least_lately_and_spares_what_was_used_jus
 def test_a_farm_with_a_folder_never_loads_the_library(tmp_path: Path) -> None:
     code = (
         "import sys, farm.cli, workers.runner, farm.server.app, farm.config, farm.store;"
+        "farm.cli.cli.load_all();"
         "farm.store.open_store(farm.config.load_settings());"
         "sys.exit('boto3' in sys.modules or 'botocore' in sys.modules)"
     )
