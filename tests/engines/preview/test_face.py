@@ -17,9 +17,9 @@ from workers.engines.preview.face import FaceReader
 from workers.engines.preview.framing import FramedPortrait, frame_portrait
 from workers.engines.preview.head import HeadField
 from workers.engines.preview.idle import Idle
-from workers.engines.preview.inner_mouth import InnerMouth, _between_rows
+from workers.engines.preview.inner_mouth import _UPPER_ROW, InnerMouth, _between_rows
 from workers.engines.preview.motion import STILL, Pose
-from workers.engines.preview.mouth import MouthGeometry, MouthWarp, measure_mouth
+from workers.engines.preview.mouth import MouthGeometry, MouthShape, MouthWarp, measure_mouth
 from workers.engines.preview.renderer import Renderer
 from workers.engines.preview.shaping import luminance
 
@@ -105,6 +105,74 @@ def test_the_tongue_rises_for_an_l_and_lies_in_an_open_mouth(portraits: dict[str
     assert not changed[row + reach :].any()
     if name == "grace_hopper":  # a grin hides it behind its teeth
         assert luminance(raised)[changed].mean() > luminance(lying)[changed].mean() + 8
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_jaw_that_drops_takes_the_corners_down_and_in(portraits: dict[str, FramedPortrait], name: str) -> None:
+    geometry = measure_mouth(portraits[name])
+    warp, half, at_rest = MouthWarp(geometry, 1.0), geometry.half, replace(TALKS, close=1.0)
+    shut, opened = (warp.shape(pose) for pose in (at_rest, replace(TALKS, open=1.0)))
+    right, left = geometry.centre - half, geometry.centre + half
+
+    def corners(shape: MouthShape) -> tuple[float, float]:
+        """How far they are apart, and how low, in pixels."""
+        places = np.interp([right, left], shape.columns, geometry.u)
+        return float(np.ptp(places)), float(np.interp(places, geometry.u, (shape.upper + shape.lower) / 2).mean())
+
+    (wide, high), (narrow, low) = corners(shut), corners(opened)
+    assert low - high > 0.4 * opened.jaw, "or the open mouth is a laugh"
+    assert narrow < 0.97 * wide
+    apart = np.interp(np.linspace(-0.7, 0.7, 3) * half + geometry.centre, opened.columns, opened.lower - opened.upper)
+    assert apart[[0, 2]].mean() > 0.42 * apart[1], "and it is an oval, not a slice"
+
+
+def test_lips_that_shut_from_a_grin_keep_their_red_and_part_in_a_thin_line(
+    portraits: dict[str, FramedPortrait],
+) -> None:
+    portrait = portraits["astronaut"]
+    geometry = measure_mouth(portrait)
+    pose = replace(TALKS, close=1.0)
+    shape, half = MouthWarp(geometry, 1.0).shape(pose), geometry.half
+    picture = drawn(Renderer(portrait, 1.0), pose)
+    v = np.arange(-0.3 * half, 0.3 * half, 0.25, dtype=np.float32)
+    local = cv2.remap(picture, *geometry.axes.picture_grid(geometry.u, v), cv2.INTER_LINEAR).astype(float)
+    # Rows counted from the line of the lips.
+    rows = (v[:, None] - (shape.upper + shape.lower)[None] / 2) / half
+    middle = np.abs((shape.columns - geometry.centre) / half) < 0.5
+    red = (local[..., 2] - local[..., 1]) / np.maximum(luminance(local), 1)
+    lip = np.median(red[(rows > -0.12) & (rows < -0.05) & middle])
+    skin = np.median(red[(rows > -0.30) & (rows < -0.22) & middle])
+    assert lip > 1.25 * skin, "the upper lip shows"
+    patch = InnerMouth(portrait, geometry).draw(pose, shape)
+    assert patch is not None
+    width = patch.cover.shape[1]
+    light = luminance(patch.colour)[patch.cover.argmax(axis=0), np.arange(width)]
+    aside = np.abs(shape.columns[patch.column : patch.column + width] - geometry.centre) / half
+    ends = (aside > 0.75) & (aside < 0.9)
+    assert np.median(light[ends]) > 1.3 * np.median(light[aside < 0.4]), "the line fades towards the corners"
+
+
+def test_a_tongue_lies_in_an_open_mouth_and_the_midline_parts_the_front_teeth(
+    portraits: dict[str, FramedPortrait],
+) -> None:
+    portrait = portraits["grace_hopper"]
+    geometry = measure_mouth(portrait)
+    inside, pose = InnerMouth(portrait, geometry), replace(TALKS, open=1.0)
+    shape = MouthWarp(geometry, 1.0).shape(pose)
+    patch = inside.draw(pose, shape)
+    assert patch is not None
+    columns = np.abs(np.arange(patch.cover.shape[1]) - patch.cover.shape[1] / 2) < 0.2 * geometry.half
+    first, last = np.flatnonzero(patch.cover[:, columns].mean(axis=1) > 0.9)[[0, -1]]
+    depth = np.linspace(0, 1, last - first + 1)
+    lit = luminance(patch.colour[first : last + 1, columns]).mean(axis=1)
+    dark = lit[depth > 0.3].min()
+    assert lit[(depth > 0.7) & (depth < 0.9)].mean() > 1.8 * dark, "what lies behind the teeth is not one dark colour"
+
+    places = np.linspace(-0.5, 0.5, 401, dtype=np.float32)[None]
+    _, between = inside._teeth_at(places, _UPPER_ROW)
+    gaps = places[0, np.flatnonzero(between[0] > 0.97)]
+    assert np.abs(gaps).min() < 0.01
+    assert 0.24 < np.abs(gaps[np.abs(gaps) > 0.1]).min() < 0.34, "half widths: two broad teeth in the middle"
 
 
 def test_a_lower_row_of_teeth_is_told_from_the_upper_one(portraits: dict[str, FramedPortrait]) -> None:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import cv2
 import numpy as np
 import pytest
 
 from tests.engines.preview.conftest import MakeFilm, Samples, Sound, render
 from workers.engines.contract import Engine
+from workers.engines.preview.face import FaceReader
 from workers.engines.preview.film_facts import measure, measure_parts
+from workers.engines.preview.framing import frame_portrait
 from workers.engines.preview.motion import STILL
+from workers.engines.preview.renderer import Renderer
 
 
 def test_a_joined_segment_begins_and_ends_with_the_same_picture_whatever_its_sound_and_seed(
@@ -25,6 +29,22 @@ def test_a_joined_segment_begins_and_ends_with_the_same_picture_whatever_its_sou
         assert np.array_equal(frames[0], frames[-2])
         assert np.array_equal(frames[0], frames[-3])
         assert not np.array_equal(frames[0], frames[len(frames) // 2])
+
+
+def test_every_film_begins_with_the_portrait_and_ends_at_rest(
+    engine: Engine, make_film: MakeFilm, speech: Samples, reader: FaceReader
+) -> None:
+    films = [make_film(Sound(speech[:48_000]), seed=seed) for seed in (7, 99)]
+    first, other = (render(engine, film) for film in films)
+    still = np.empty_like(first[0])
+    photo = cv2.imread(str(films[0].portrait))
+    Renderer(frame_portrait(photo, films[0].width, films[0].height, "auto", reader), 1.0).draw(STILL, still)
+    assert np.array_equal(first[0], still)
+    assert np.array_equal(first[0], other[0])
+    assert np.array_equal(first[-1], other[-1])
+    assert not np.array_equal(first[-20], other[-20])
+    steps = np.abs(np.diff(first.astype(np.int16), axis=0)).mean(axis=(1, 2))
+    assert max(steps[:10].max(), steps[-10:].max()) <= 1.2 * steps[10:-10].max(), "and does not jump there"
 
 
 def test_no_step_near_a_join_is_larger_than_those_inside(engine: Engine, make_film: MakeFilm, speech: Samples) -> None:

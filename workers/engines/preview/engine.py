@@ -29,7 +29,7 @@ from workers.engines.preview.settings import PreviewSettings, follow_prompt, rea
 from workers.engines.preview.shaping import Pixels
 
 ENGINE_ID = "preview"
-RENDERER_VERSION = 6  # raised whenever the same film would get other pixels
+RENDERER_VERSION = 7  # raised whenever the same film would get other pixels
 ACCEPTED_FPS = (24, 25, 30, 50)
 DEFAULT_FPS = 25
 SIDES = (256, 1920)
@@ -108,9 +108,8 @@ class PreviewEngine:
             raise OutOfMemory(f"not enough memory for a picture of {film.width}x{film.height}") from None
         except cv2.error as error:
             raise EngineError(f"the portrait could not be read: {error.err}") from error
-        rest_after = film.total_frames if film.joined else None
         curves = SpeechCurves(network, film.audio, gain)
-        motion = Motion(curves, film.seed, film.fps, settings, speech_range, rest_after)
+        motion = Motion(curves, film.seed, film.fps, settings, speech_range, film.total_frames, film.joined)
         return PreviewSession(renderer, motion, film, first_frame, tag, self._pool)
 
     def _loaded(self) -> tuple[FaceReader, SpeechNetwork]:

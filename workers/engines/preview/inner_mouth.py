@@ -19,7 +19,10 @@ from workers.engines.preview.mouth import MouthGeometry, MouthShape
 from workers.engines.preview.patch import Patch
 from workers.engines.preview.shaping import Floats, blur_row, ease, luminance, median_row, smoothstep
 
-_TOOTH_WIDTH = 0.21  # of the mouth's half width; each face's own differs a little
+_TOOTH_WIDTH = 0.29  # of one in the middle, in half widths of the mouth; each face's own differs a little
+# Where teeth end, from the midline, in widths of the first one, and by how much each is longer, in half widths.
+_UPPER_ROW, _UPPER_LONGER = (0.0, 1.0, 1.78, 2.56, 3.2, 3.7), (0.008, -0.010, 0.002, -0.020, -0.035)
+_LOWER_ROW = (0.0, 0.66, 1.36, 2.1, 2.8, 3.4)
 _BEHIND = 0.05  # half widths by which a full turn of the head shifts the teeth, which stand behind the lips
 
 
@@ -28,7 +31,8 @@ class _Palette:
     """Colours taken from the portrait, BGR."""
 
     cavity: Floats
-    seam: Floats  # the line where closed lips meet
+    lips: Floats  # in the shade, as beside the line where they meet
+    seam: Floats  # that line
     tooth: Floats
     tongue: Floats
     ink: Floats  # the darkest around the mouth
@@ -150,19 +154,19 @@ class InnerMouth:
         half, soft = self._geometry.half, self._soft
         aside = np.abs(across)
         rises = ease(0.25, 0.75, pose.tongue)
-        lying = (0.04 * half + 0.36 * shape.opening) * (1 - 0.8 * across**2)
+        lying = (0.04 * half + 0.46 * shape.opening) * (1 - 0.8 * across**2)
         raised = 0.90 * (lower - upper) * np.clip(1 - (aside / 0.72) ** 2, 0, 1) ** 0.6
         height = lying + rises * np.maximum(0, raised - lying)
         share = smoothstep(-2.0 * soft, 2.0 * soft, v - lower + height) * (1 - smoothstep(0.45, 0.80, aside))
         share = share * (0.95 * ease(0.04 * half, 0.18 * half, shape.opening))
         back = np.clip((lower - v) / np.maximum(height, 1.0), 0, 1)
         # Wet, with a furrow along its middle and a glint where the light comes in; its back lies in the dark.
-        front = 0.86 if self._own else 0.70  # under the teeth of a grin its front is all that shows
+        front = 0.86  # under the teeth of a grin its front is all that shows
         light = (
             front
             + (0.88 - front) * rises
-            - (0.46 - 0.34 * rises) * back
-            - 0.10 * np.exp(-((across / 0.06) ** 2)) * (1 - back)
+            - (0.50 - 0.38 * rises) * back
+            - 0.07 * np.exp(-((across / 0.09) ** 2)) * (1 - back)
         )
         light = light + 0.12 * np.exp(-(((across - 0.16) / 0.14) ** 2) - ((back - 0.45 - 0.3 * rises) / 0.16) ** 2)
         return _mix(colour, self._palette.tongue * light[..., None], share)
@@ -175,12 +179,11 @@ class InnerMouth:
         half = g.half
         shown = 0.035 + 0.05 * pose.teeth + 0.06 * max(0.0, shape.spread) - 0.05 * shape.rounding
         edge = np.interp(columns, g.u, g.lines.lower_inner)[None] + self._drop(shape)
-        along = (across - 0.5 * self._midline) / (0.68 * self._tooth_width)
-        between = np.abs((along + 0.5) % 1 - 0.5) * 2
+        _, between = self._teeth_at(across - 0.5 * self._midline, _LOWER_ROW)
         edge = edge + (0.10 * across**2 + 0.012 * between**3 - shown) * half
         share = smoothstep(-0.6 * soft, 0.6 * soft, v - edge) * (1 - smoothstep(0.38, 0.66, np.abs(across)))
         share = share * (0.60 + 0.25 * pose.teeth) * ease(0.05 * half, 0.15 * half, shape.opening)
-        lines = 1 - 0.18 * smoothstep(0.72, 1.0, between) * ease(14, 40, half)
+        lines = 1 - 0.18 * smoothstep(0.76, 1.0, between) * ease(14, 40, half)
         light = 0.72 * lines * (1 - 0.4 * np.abs(across) ** 1.5)
         return _mix(colour, _lit(self._tooth, light), share * (1 - 0.7 * shape.rounding))
 
@@ -224,7 +227,9 @@ class InnerMouth:
         # Above the part of the teeth that the portrait shows, more tooth appears when the upper lip rises.
         above = (1 - begun) * (1 - smoothstep(0.5, 0.8, np.abs(across)))
         colour = _mix(_mix(colour, self._tooth * 0.82, above), texture, share)
-        return colour * (0.72 + 0.28 * smoothstep(0, 0.10 * g.half, v - upper))[..., None]
+        # Lips that are pushed forward shade them.
+        light = (0.72 + 0.28 * smoothstep(0, 0.10 * g.half, v - upper)) * (1 - 0.5 * shape.rounding)
+        return colour * light[..., None]
 
     def _add_drawn_teeth(
         self, colour: Floats, pose: Pose, shape: MouthShape, v: Floats, upper: Floats, across: Floats, columns: Floats
@@ -235,29 +240,42 @@ class InnerMouth:
         shown = 0.07 + 0.05 * pose.teeth + 0.05 * max(0.0, shape.spread) - 0.03 * shape.rounding
         # The lip rises over the teeth as the mouth opens.
         shown = shown + 0.045 * ease(0.2 * half, 0.45 * half, shape.opening) * (1 - shape.rounding)
-        # Teeth of about a fifth of the half width, rounded at their corners.
-        along = (across - self._midline) / self._tooth_width
-        between = np.abs((along + 0.5) % 1 - 0.5) * 2  # 0 in the middle of a tooth, 1 between two
+        along, between = self._teeth_at(across - self._midline, _UPPER_ROW)
+        longer = np.interp(along, np.arange(len(_UPPER_LONGER)) + 0.5, _UPPER_LONGER)
         edge = np.interp(columns, g.u, g.lines.upper_inner)[None] - 0.10 * half * across**2
-        edge = edge + (shown - 0.018 * between**3) * half
+        edge = edge + (shown + longer - 0.018 * between**4) * half
         share = (1 - smoothstep(-0.6 * soft, 0.6 * soft, v - edge)) * (1 - smoothstep(0.42, 0.80, np.abs(across)))
         # In a narrow gap the teeth lie in the shadow of the lips.
         bright = ease(0.08 * half, 0.28 * half, shape.opening)
         share = share * (0.20 + 0.75 * bright + 0.5 * pose.teeth * (1 - bright))  # an s shows them even so
-        lines = 1 - 0.22 * smoothstep(0.72, 1.0, between) * ease(14, 40, half)
+        lines = 1 - 0.20 * smoothstep(0.80, 1.0, between) * ease(14, 40, half)
         light = (0.50 + 0.44 * smoothstep(-0.01 * half, 0.12 * half, v - upper)) * (1 - 0.5 * np.abs(across) ** 1.5)
         return _mix(colour, _lit(self._tooth, light * lines), share)
+
+    def _teeth_at(self, across: Floats, row: tuple[float, ...]) -> tuple[Floats, Floats]:
+        """Which tooth stands in each column, counted from the midline, and 0 in its middle to 1 between two."""
+        along = np.interp(np.abs(across) / self._tooth_width, row, np.arange(len(row)))
+        return along, np.abs(along % 1 - 0.5) * 2
 
     def _close_seam(
         self, colour: Floats, cover: Floats, v: Floats, upper: Floats, lower: Floats, across: Floats, gap: Floats
     ) -> tuple[Floats, Floats]:
         """Lips that the photo shows apart were never seen meeting: a drawn line hides the join."""
-        width = 0.022 * self._geometry.half + 0.5
-        seam = np.exp(-(((v - (upper + lower) / 2) / np.maximum(width, 0.5 * gap + 0.6 * width)) ** 4))
-        seam = seam * (1 - smoothstep(1.0, 3.2, gap)) * (1 - smoothstep(0.9, 1.02, np.abs(across))) * 0.9
+        # What was between the lips must not show beside the line, so it lies in a band of the lips' own colour.
+        band = 0.024 * self._geometry.half + 0.6
+        aside, away = np.abs(across), v - (upper + lower) / 2
+        seam = np.exp(-((away / np.maximum(band, 0.5 * gap + 0.6 * band)) ** 4))
+        seam = seam * (1 - smoothstep(1.0, 3.2, gap)) * (1 - smoothstep(0.86, 1.02, aside)) * 0.92
+        if not self._drawn:
+            # Of shut lips it is thinner and paler towards the corners, and ends in nothing.
+            line = np.exp(-((away / ((0.62 * band + 0.25 * gap) * (1 - 0.5 * across**2))) ** 2))
+            line = line * (1 - 0.75 * smoothstep(0.55, 1.0, aside))
+            shut = 1 - ease(0.05 * self._geometry.half, 0.15 * self._geometry.half, float(gap.max()))
+            ink = _mix(self._palette.seam, self._palette.lips, shut * (1 - line))
+        else:
+            ink = self._palette.ink
         joint = seam + cover * (1 - seam)
-        line = self._palette.ink if self._drawn else self._palette.seam
-        return _mix(colour, line, seam / np.maximum(joint, 1e-4)), joint
+        return _mix(colour, ink, seam / np.maximum(joint, 1e-4)), joint
 
 
 def _mix(under: Floats, over: Floats, share: Floats) -> Floats:
@@ -291,6 +309,7 @@ def _palette(skin: Floats, lips: Floats, ink: Floats) -> _Palette:
     flesh = np.array([96, 90, 190], np.float32) * (0.95 * min(200.0, light + 20) / 255)
     return _Palette(
         cavity=lips * np.array([0.13, 0.12, 0.25], np.float32),
+        lips=lips * np.array([0.80, 0.80, 0.86], np.float32),
         seam=lips * np.array([0.36, 0.34, 0.42], np.float32),
         tooth=np.clip(enamel, 0, 240).astype(np.float32),
         tongue=(0.38 * lips * np.array([0.85, 0.85, 1.0], np.float32) + flesh).astype(np.float32),

@@ -79,8 +79,8 @@ class Pose:
         return ease(0.4, 0.58, self.close)
 
 
-# Where segments of a parallel film are joined: the head returns to its middle over the first time, mouth and lids over
-# the second.  The last frames are at rest, because the film leaves out one or two of them.
+# A film begins with the portrait and ends with it: the head returns to its middle over the first time, mouth and lids
+# over the second.  Of a segment of a parallel film the last frames are at rest, because the film leaves out one or two.
 _RETURN_SECONDS = 0.9
 _CLOSE_SECONDS = 0.16
 _REST_FRAMES = 3
@@ -101,9 +101,14 @@ class Motion:
         settings: PreviewSettings,
         speech_range: SpeechRange | None = None,
         rest_after: int | None = None,
+        joined: bool = False,
     ) -> None:
-        """With `rest_after` the film begins and, after so many frames, ends at rest."""
+        """With `rest_after` the film begins and, after so many frames, ends at rest.
+
+        `joined` says that others are joined to both ends: then they have to be the same picture, with shut lips.
+        """
         self._rest_after = rest_after
+        self._joined = joined
         self._curves = curves
         self._range = speech_range or SpeechRange()
         self._fps = fps
@@ -144,9 +149,10 @@ class Motion:
     def _near_rest(self, pose: Pose, frame: int, frames: int) -> Pose:
         """`pose`, drawn towards the portrait with shut lips where the film's ends are near."""
         second = self._fps[1] / self._fps[0]
-        since, until = frame * second, max(0, frames - _REST_FRAMES - frame) * second
+        rest_frames = _REST_FRAMES if self._joined else 1
+        since, until = frame * second, max(0, frames - rest_frames - frame) * second
         near = min(since, until)
-        if near >= _RETURN_SECONDS and since >= pose.rest_seconds:
+        if near >= _RETURN_SECONDS and (since >= pose.rest_seconds or not self._joined):
             return pose
         head, face = ease(0.0, _RETURN_SECONDS, near), ease(0.0, _CLOSE_SECONDS, near)
         values = {}
@@ -154,8 +160,12 @@ class Motion:
             for name in names:
                 at_rest = getattr(STILL, name)
                 values[name] = _on_grid(at_rest + share * (getattr(pose, name) - at_rest))
-        # Lips that were just shut part again as after speech, however long the silence before was.
-        values["rest_seconds"] = min(pose.rest_seconds, since) * ease(0.0, 2 * _CLOSE_SECONDS, until)
+        if self._joined:
+            # Lips that were just shut part again as after speech, however long the silence before was.
+            values["rest_seconds"] = min(pose.rest_seconds, since) * ease(0.0, 2 * _CLOSE_SECONDS, until)
+        else:
+            still = 1 - ease(0.0, _CLOSE_SECONDS, since)
+            values["rest_seconds"] = _on_grid(pose.rest_seconds + still * (STILL.rest_seconds - pose.rest_seconds))
         return replace(pose, **values)
 
     def _pose(

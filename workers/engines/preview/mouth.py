@@ -192,7 +192,10 @@ class MouthWarp:
         stretch = 1 + 0.11 * spread * gain - 0.27 * rounding * gain * (1 - 0.3 * closing) + 0.022 * pose.smile
         # A grin is not kept while talking: its corners come in and down.
         relaxed = g.grin * (0.35 + 0.65 * talk)
-        columns = self._source_columns(stretch - 0.13 * relaxed - (0.03 * talk if g.parted else 0.0))
+        jaw = max(0.0, opening - (0.6 + 0.4 * g.agape) * g.gap) * 0.72
+        # A jaw that drops draws the corners in.
+        narrowed = 0.13 * relaxed + (0.03 * talk if g.parted else 0.0) + (0.16 + 0.10 * g.grin) * jaw / half
+        columns = self._source_columns(stretch - narrowed)
         source = g.lines.at(columns, g.u)
         across = (columns - np.float32(g.centre)) / np.float32(half)
         distance = np.abs(across)
@@ -202,16 +205,14 @@ class MouthWarp:
         change = opening * profile - apart
         # Opening lowers the lower lip most.  Closing brings both lips of a grin together, and those of a jaw that hangs
         # as the jaw does, from below.
-        upper_share = np.where(change > 0, np.float32(0.20), np.float32(0.38 - 0.20 * g.agape))
+        upper_share = np.where(change > 0, np.float32(0.20), np.float32(0.32 - 0.14 * g.agape))
         lower_share = 1 - upper_share
-        jaw = max(0.0, opening - (0.6 + 0.4 * g.agape) * g.gap) * 0.72
         corner = np.where(distance > 0.8, np.exp(-(((distance - 1) / 0.7) ** 2)), 1)
-        sinks = 0.22 * jaw - 0.02 * half * pose.smile + 0.07 * half * relaxed
+        sinks = (0.58 + 0.10 * g.grin) * jaw - 0.02 * half * pose.smile + 0.07 * half * relaxed
         corner = corner * sinks * np.clip(distance, 0, 1) ** 2
         belly = smoothstep(0, 0.55, np.clip(1 - distance, 0, 1))
         lift = (0.035 * half * pose.tuck * talk + 0.02 * half * spread) * belly
-        # Lips that come from a grin are pressed harder, or their red would show that they were apart.
-        press, pucker = (0.10 if g.parted else 0.05) * half * closing * belly, 0.055 * half * rounding * gain * belly
+        press, pucker = 0.05 * half * closing * belly, 0.055 * half * rounding * gain * belly
         tuck = 0.075 * half * pose.tuck * talk * belly
 
         upper_inner = source.upper_inner - upper_share * change - lift + corner
@@ -296,7 +297,8 @@ class MouthWarp:
         power = 2.0 + 0.8 * max(0.0, opened - 0.45) + 0.9 * rounding
         lens = np.maximum(0, 1 - t**power) ** 1.2
         round_shape = np.sqrt(np.maximum(0, 1 - t * t))
-        return (lens * (1 - 0.25 * rounding) + 0.25 * rounding * round_shape).astype(np.float32)
+        roundness = min(0.5, 0.25 * rounding + 0.40 * ease(0.25, 0.9, opened))
+        return (lens * (1 - roundness) + roundness * round_shape).astype(np.float32)
 
 
 def _stretch(v: Floats, moved: MouthLines, source: MouthLines) -> Floats:
