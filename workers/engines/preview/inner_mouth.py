@@ -93,7 +93,7 @@ class InnerMouth:
         if not self._drawn:  # the shadow of the upper lip, and the line where the lower one begins
             shade = 0.62 + 0.38 * smoothstep(-0.5, 0.07 * g.half, v - upper)
             shade = shade * (0.60 + 0.40 * smoothstep(-0.5, 0.06 * g.half, lower - v))
-            colour = colour * shade[..., None]
+            colour = _shaded(colour, shade)
         if g.parted:
             colour, cover = self._close_seam(colour, cover, v, upper, lower, across, gap)
         return Patch(
@@ -229,7 +229,7 @@ class InnerMouth:
         colour = _mix(_mix(colour, self._tooth * 0.82, above), texture, share)
         # Lips that are pushed forward shade them.
         light = (0.72 + 0.28 * smoothstep(0, 0.10 * g.half, v - upper)) * (1 - 0.5 * shape.rounding)
-        return colour * light[..., None]
+        return _shaded(colour, light)
 
     def _add_drawn_teeth(
         self, colour: Floats, pose: Pose, shape: MouthShape, v: Floats, upper: Floats, across: Floats, columns: Floats
@@ -262,10 +262,10 @@ class InnerMouth:
     ) -> tuple[Floats, Floats]:
         """Lips that the photo shows apart were never seen meeting: a drawn line hides the join."""
         # What was between the lips must not show beside the line, so it lies in a band of the lips' own colour.
-        band = 0.024 * self._geometry.half + 0.6
         aside, away = np.abs(across), v - (upper + lower) / 2
+        band = (0.024 * self._geometry.half + 0.6) * (1 - 0.6 * smoothstep(0.65, 1.0, aside))
         seam = np.exp(-((away / np.maximum(band, 0.5 * gap + 0.6 * band)) ** 4))
-        seam = seam * (1 - smoothstep(1.0, 3.2, gap)) * (1 - smoothstep(0.86, 1.02, aside)) * 0.92
+        seam = seam * (1 - smoothstep(1.0, 3.2, gap)) * (1 - smoothstep(0.80, 1.0, aside)) * 0.92
         if not self._drawn:
             # Of shut lips it is thinner and paler towards the corners, and ends in nothing.
             line = np.exp(-((away / ((0.62 * band + 0.25 * gap) * (1 - 0.5 * across**2))) ** 2))
@@ -286,6 +286,11 @@ def _mix(under: Floats, over: Floats, share: Floats) -> Floats:
 def _lit(colour: Floats, light: Floats) -> Floats:
     """`colour` in weaker light; shade in a mouth is red, since flesh lights it."""
     return colour * np.stack([light**1.25, light**1.18, light**0.92], axis=-1)
+
+
+def _shaded(colour: Floats, light: Floats) -> Floats:
+    """`colour` beside a lip, whose red light fills its shade: without that, teeth would have an outline of grey."""
+    return colour * np.stack([light**1.3, light**1.3, light**0.6], axis=-1)
 
 
 def _colour_at(portrait: FramedPortrait, where: list[int]) -> Floats:
