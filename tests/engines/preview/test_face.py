@@ -165,8 +165,9 @@ def test_a_tongue_lies_in_an_open_mouth_and_the_midline_parts_the_front_teeth(
     first, last = np.flatnonzero(patch.cover[:, columns].mean(axis=1) > 0.9)[[0, -1]]
     depth = np.linspace(0, 1, last - first + 1)
     lit = luminance(patch.colour[first : last + 1, columns]).mean(axis=1)
-    dark = lit[depth > 0.3].min()
-    assert lit[(depth > 0.7) & (depth < 0.9)].mean() > 1.8 * dark, "what lies behind the teeth is not one dark colour"
+    lips = float(np.median(luminance(portrait.image)[tuple(portrait.points[landmarks.LIPS, 1::-1].astype(int).T)]))
+    assert lit[(depth > 0.5) & (depth < 0.75)].mean() > 0.28 * lips, "half way down it is not dark"
+    assert lit[(depth > 0.3) & (depth < 0.75)].min() < 0.3 * lips, "though it is behind the teeth"
 
     places = np.linspace(-0.5, 0.5, 401, dtype=np.float32)[None]
     _, between = inside._teeth_at(places, _UPPER_ROW)

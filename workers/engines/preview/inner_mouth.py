@@ -154,14 +154,14 @@ class InnerMouth:
         half, soft = self._geometry.half, self._soft
         aside = np.abs(across)
         rises = ease(0.25, 0.75, pose.tongue)
-        lying = (0.04 * half + 0.46 * shape.opening) * (1 - 0.8 * across**2)
+        lying = (0.04 * half + 0.42 * shape.opening) * (1 - 0.8 * across**2)
         raised = 0.90 * (lower - upper) * np.clip(1 - (aside / 0.72) ** 2, 0, 1) ** 0.6
         height = lying + rises * np.maximum(0, raised - lying)
         share = smoothstep(-2.0 * soft, 2.0 * soft, v - lower + height) * (1 - smoothstep(0.45, 0.80, aside))
         share = share * (0.95 * ease(0.04 * half, 0.18 * half, shape.opening))
         back = np.clip((lower - v) / np.maximum(height, 1.0), 0, 1)
         # Wet, with a furrow along its middle and a glint where the light comes in; its back lies in the dark.
-        front = 0.86  # under the teeth of a grin its front is all that shows
+        front = 0.86 if self._own else 0.80  # under the teeth of a grin its front is all that shows
         light = (
             front
             + (0.88 - front) * rises
@@ -169,6 +169,8 @@ class InnerMouth:
             - 0.07 * np.exp(-((across / 0.09) ** 2)) * (1 - back)
         )
         light = light + 0.12 * np.exp(-(((across - 0.16) / 0.14) ** 2) - ((back - 0.45 - 0.3 * rises) / 0.16) ** 2)
+        # It lies lower than the lip, in whose shade it begins, or it would be taken for the lip.
+        light = light * (0.55 + 0.45 * smoothstep(0, 0.13 * half, lower - v))
         return _mix(colour, self._palette.tongue * light[..., None], share)
 
     def _add_lower_teeth(
@@ -227,9 +229,9 @@ class InnerMouth:
         # Above the part of the teeth that the portrait shows, more tooth appears when the upper lip rises.
         above = (1 - begun) * (1 - smoothstep(0.5, 0.8, np.abs(across)))
         colour = _mix(_mix(colour, self._tooth * 0.82, above), texture, share)
+        colour = _shaded(colour, 0.72 + 0.28 * smoothstep(0, 0.10 * g.half, v - upper))
         # Lips that are pushed forward shade them.
-        light = (0.72 + 0.28 * smoothstep(0, 0.10 * g.half, v - upper)) * (1 - 0.5 * shape.rounding)
-        return _shaded(colour, light)
+        return _lit(colour, np.full_like(share, 1 - 0.5 * shape.rounding))
 
     def _add_drawn_teeth(
         self, colour: Floats, pose: Pose, shape: MouthShape, v: Floats, upper: Floats, across: Floats, columns: Floats
@@ -268,8 +270,8 @@ class InnerMouth:
         seam = seam * (1 - smoothstep(1.0, 3.2, gap)) * (1 - smoothstep(0.80, 1.0, aside)) * 0.92
         if not self._drawn:
             # Of shut lips it is thinner and paler towards the corners, and ends in nothing.
-            line = np.exp(-((away / ((0.62 * band + 0.25 * gap) * (1 - 0.5 * across**2))) ** 2))
-            line = line * (1 - 0.75 * smoothstep(0.55, 1.0, aside))
+            line = np.exp(-((away / ((0.75 * band + 0.25 * gap) * (1 - 0.5 * across**2))) ** 2))
+            line = line * (1 - 0.65 * smoothstep(0.6, 1.0, aside))
             shut = 1 - ease(0.05 * self._geometry.half, 0.15 * self._geometry.half, float(gap.max()))
             ink = _mix(self._palette.seam, self._palette.lips, shut * (1 - line))
         else:
@@ -290,7 +292,8 @@ def _lit(colour: Floats, light: Floats) -> Floats:
 
 def _shaded(colour: Floats, light: Floats) -> Floats:
     """`colour` beside a lip, whose red light fills its shade: without that, teeth would have an outline of grey."""
-    return colour * np.stack([light**1.3, light**1.3, light**0.6], axis=-1)
+    others = light**1.3
+    return colour * np.stack([others, others, light**0.6], axis=-1)
 
 
 def _colour_at(portrait: FramedPortrait, where: list[int]) -> Floats:
@@ -314,7 +317,7 @@ def _palette(skin: Floats, lips: Floats, ink: Floats) -> _Palette:
     flesh = np.array([96, 90, 190], np.float32) * (0.95 * min(200.0, light + 20) / 255)
     return _Palette(
         cavity=lips * np.array([0.13, 0.12, 0.25], np.float32),
-        lips=lips * np.array([0.80, 0.80, 0.86], np.float32),
+        lips=lips * np.array([0.74, 0.74, 0.80], np.float32),
         seam=lips * np.array([0.36, 0.34, 0.42], np.float32),
         tooth=np.clip(enamel, 0, 240).astype(np.float32),
         tongue=(0.38 * lips * np.array([0.85, 0.85, 1.0], np.float32) + flesh).astype(np.float32),

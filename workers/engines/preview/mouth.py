@@ -194,7 +194,7 @@ class MouthWarp:
         relaxed = g.grin * (0.35 + 0.65 * talk)
         jaw = max(0.0, opening - (0.6 + 0.4 * g.agape) * g.gap) * 0.72
         # A jaw that drops draws the corners in.
-        narrowed = 0.13 * relaxed + (0.03 * talk if g.parted else 0.0) + (0.16 + 0.10 * g.grin) * jaw / half
+        narrowed = 0.13 * relaxed + (0.03 * talk if g.parted else 0.0) + (0.10 + 0.12 * g.grin) * jaw / half
         columns = self._source_columns(stretch - narrowed)
         source = g.lines.at(columns, g.u)
         across = (columns - np.float32(g.centre)) / np.float32(half)
@@ -208,7 +208,7 @@ class MouthWarp:
         upper_share = np.where(change > 0, np.float32(0.20), np.float32(0.32 - 0.14 * g.agape))
         lower_share = 1 - upper_share
         corner = np.where(distance > 0.8, np.exp(-(((distance - 1) / 0.7) ** 2)), 1)
-        sinks = (0.58 + 0.10 * g.grin) * jaw - 0.02 * half * pose.smile + 0.07 * half * relaxed
+        sinks = (0.50 + 0.14 * g.grin) * jaw - 0.02 * half * pose.smile + 0.07 * half * relaxed
         corner = corner * sinks * np.clip(distance, 0, 1) ** 2
         belly = smoothstep(0, 0.55, np.clip(1 - distance, 0, 1))
         lift = (0.035 * half * pose.tuck * talk + 0.02 * half * spread) * belly
@@ -297,7 +297,7 @@ class MouthWarp:
         power = 2.0 + 0.8 * max(0.0, opened - 0.45) + 0.9 * rounding
         lens = np.maximum(0, 1 - t**power) ** 1.2
         round_shape = np.sqrt(np.maximum(0, 1 - t * t))
-        roundness = min(0.5, 0.25 * rounding + 0.40 * ease(0.25, 0.9, opened))
+        roundness = min(0.5, 0.25 * rounding + 0.36 * ease(0.25, 0.9, opened))
         return (lens * (1 - roundness) + roundness * round_shape).astype(np.float32)
 
 
