@@ -194,7 +194,7 @@ class MouthWarp:
         relaxed = g.grin * (0.35 + 0.65 * talk)
         jaw = max(0.0, opening - (0.6 + 0.4 * g.agape) * g.gap) * 0.72
         # A jaw that drops draws the corners in.
-        narrowed = 0.13 * relaxed + (0.03 * talk if g.parted else 0.0) + (0.10 + 0.12 * g.grin) * jaw / half
+        narrowed = 0.13 * relaxed + (0.03 * talk if g.parted else 0.0) + (0.05 + 0.15 * g.grin) * jaw / half
         columns = self._source_columns(stretch - narrowed)
         source = g.lines.at(columns, g.u)
         across = (columns - np.float32(g.centre)) / np.float32(half)
