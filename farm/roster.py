@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import itertools
 import os
 import socket
@@ -80,6 +81,14 @@ class WorkerSpec(BaseModel):
 def machine_name() -> str:
     """This machine among those of the farm."""
     return os.environ.get("FARM_MACHINE") or socket.gethostname()
+
+
+def user_name() -> str:
+    """Who works here: the owner of jobs for which nobody is named.  A number where the user has no name."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())
 
 
 def roster_file() -> Path:

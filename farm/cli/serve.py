@@ -11,11 +11,14 @@ from farm.cli.farm_context import Farm
 from farm.cli.show import echo_json, echo_rows, json_option, moment
 from farm.ledger.keys import Scope, add_key, list_keys, revoke_key
 from farm.logs import log_to_stderr
+from farm.roster import user_name
 
 
 @click.command()
-@click.option("--host", help="Address to listen on; default: server.host of the settings.")
-@click.option("--port", type=click.IntRange(0, 65535), help="Port; 0 takes a free one.")
+@click.option("--host", help="Address to listen on; default: server.host of farm.toml.")
+@click.option(
+    "--port", type=click.IntRange(0, 65535), help="Port; 0 takes a free one; default: server.port of farm.toml."
+)
 @click.option("--open", "is_open", is_flag=True, help="Ask nobody for a key; only on this machine's loopback.")
 @click.pass_obj
 def serve(farm: Farm, host: str | None, port: int | None, is_open: bool) -> None:
@@ -46,19 +49,18 @@ def _with_first_key(farm: Farm, is_open: bool, address: str) -> str:
         return address
     if not sys.stderr.isatty():
         return f"{address}; make a key for it with `farm keys add NAME`"
-    secret, _ = add_key(farm.ledger, name="first", owner=_user(), scope=Scope.ADMIN)
+    secret, _ = add_key(farm.ledger, name="first", owner=user_name(), scope=Scope.ADMIN)
     return f"{address}/#key={secret}"
-
-
-def _user() -> str:
-    from farm.server.app import user_name
-
-    return user_name()
 
 
 @click.group()
 def keys() -> None:
-    """Who may use the HTTP API."""
+    """Make, list and revoke the keys of the HTTP API.
+
+    \b
+    Example:
+        farm keys add "my laptop"
+    """
 
 
 @keys.command("add")
@@ -74,13 +76,13 @@ def keys() -> None:
 @json_option
 @click.pass_obj
 def add(farm: Farm, name: str, scope: str, owner: str | None, as_json: bool) -> None:
-    """Make a key and show it, this once.
+    """Make a key and print it; it cannot be shown again.
 
     \b
     Example:
         farm keys add "lecture portal" --owner physics --scope submit
     """
-    secret, key = add_key(farm.ledger, name=name, owner=owner or _user(), scope=Scope(scope))
+    secret, key = add_key(farm.ledger, name=name, owner=owner or user_name(), scope=Scope(scope))
     if as_json:
         echo_json({"key": secret, "id": key.id, "name": key.name, "owner": key.owner, "scope": key.scope.value})
         return
@@ -92,7 +94,7 @@ def add(farm: Farm, name: str, scope: str, owner: str | None, as_json: bool) -> 
 @json_option
 @click.pass_obj
 def show(farm: Farm, as_json: bool) -> None:
-    """List the keys; never the keys themselves.
+    """List the keys by name, owner and scope; the secrets are not shown.
 
     \b
     Example:
@@ -117,7 +119,7 @@ def show(farm: Farm, as_json: bool) -> None:
 @click.argument("key_id")
 @click.pass_obj
 def revoke(farm: Farm, key_id: str) -> None:
-    """Let a key open nothing any more, within five seconds.
+    """Revoke a key.  Within five seconds it opens nothing any more.
 
     \b
     Example:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
-import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -16,6 +14,7 @@ from farm import __version__
 from farm.config import Settings
 from farm.doorbell import Doorbell
 from farm.ledger import Ledger
+from farm.roster import user_name
 from farm.server import flashtalk, fleet, intake, jobs, metrics, uploads
 from farm.server.access import Gate
 from farm.server.context import Context, answer_errors
@@ -66,10 +65,3 @@ def make_server(ledger: Ledger, settings: Settings) -> FastAPI:
     app.add_middleware(Guard, limits=limits)
     app.add_middleware(Polls, gate=gate, here=app.state.context)
     return app
-
-
-def user_name() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return str(os.getuid())

@@ -185,7 +185,7 @@ def test_files_are_opened_once_and_remembered(desk: Desk, monkeypatch: pytest.Mo
     def refuse(path: Path) -> str:
         raise AssertionError(f"{path} was read again")
 
-    monkeypatch.setattr("farm.submission.sha256_of", refuse)
+    monkeypatch.setattr("farm.input_files.sha256_of", refuse)
     assert len(desk.submit(ONE, {**ONE, "seed": 5}, TWO).intake.known_job_ids) == 3
     stat = (desk.folder / "a.png").stat()
     os.utime(desk.folder / "a.png", ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))

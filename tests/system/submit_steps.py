@@ -19,6 +19,7 @@ from typing import Any
 
 from sqlalchemy import create_engine, text
 
+from farm import input_files, row_check
 from farm.batch import read_batch
 from farm.config import load_settings
 from farm.doorbell import Doorbell
@@ -27,7 +28,10 @@ from farm.ledger.migrate import ensure_current
 from farm.ledger.tables import Table
 from farm.submission import submit as submit_rows
 
-WATCHED = {submit_rows.__code__.co_filename, *(str(module.__file__) for module in (crew, files, intake, store))}
+WATCHED = {
+    submit_rows.__code__.co_filename,
+    *(str(module.__file__) for module in (input_files, row_check, crew, files, intake, store)),
+}
 TABLES = ", ".join(table.name for table in Table.metadata.sorted_tables)
 
 

@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from farm.batch import COLUMNS, Row
 from farm.config import Settings, load_settings
 from farm.errors import InputError
+from farm.input_files import InputFile
 from farm.ledger.values import JobRequest
 from farm.models import load_model
+from farm.row_check import RowChecker
 from farm.states import Continuity
-from farm.submission import InputFile, RowChecker
 
 BASE = Path("/inputs")
 
