@@ -19,9 +19,12 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 # By command, the module of this package that has it.  It is imported when the command is asked for: together they
 # import all that the farm is made of, which takes a second.
-_MODULES = {name: name for name in ("completion", "db", "doctor", "gc", "jobs", "logs", "models", "nightly", "owners")}
-_MODULES |= {name: name for name in ("render", "report", "serve", "status", "submit", "watch", "workers")}
-_MODULES |= dict.fromkeys(("up", "down", "worker", "flower"), "lifecycle") | {"batches": "jobs", "keys": "serve"}
+_MODULES = {
+    **{name: name for name in ("batches", "completion", "db", "doctor", "gc", "jobs", "logs", "models", "nightly")},
+    **{name: name for name in ("owners", "render", "report", "serve", "status", "submit", "watch", "workers")},
+    **dict.fromkeys(("up", "down", "worker", "flower"), "lifecycle"),
+    "keys": "serve",
+}
 
 
 class FarmGroup(click.Group):
@@ -81,7 +84,7 @@ def _translate(error: OSError) -> FarmError | None:
 @click.version_option(__version__, prog_name="farm")
 @click.pass_context
 def cli(ctx: click.Context) -> None:
-    """Batch rendering of talking-head video.
+    """Batch rendering of talking-head video: portraits and sound in, films out.
 
     \b
     Example:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from farm.batch import COLUMNS, read_batch
 from farm.cli.farm_context import Farm
-from farm.cli.jobs import bring_films
+from farm.cli.films import bring_films
 from farm.cli.show import console, echo_json, json_option
 from farm.cli.watch import follow
 from farm.cli.watch import summarise as summarise_jobs
@@ -21,21 +22,31 @@ from farm.states import JobState
 from farm.submission import Submission
 from farm.submission import submit as submit_rows
 
-_COLUMNS = "\b\nColumns; portrait and audio are required, a model's settings may be columns too:\n" + "\n".join(
-    f"  {name:<11} {text}" for name, text in COLUMNS.items()
+_COLUMNS = "\b\nColumns (portrait and audio are required; a model's settings may be more):\n" + "\n".join(
+    textwrap.fill(text, 78, initial_indent=f"  {name:<11} ", subsequent_indent=" " * 14)  # fits a narrow terminal
+    for name, text in COLUMNS.items()
 )
 
 
 @click.command(epilog=_COLUMNS)
 @click.argument("batch", type=click.Path(path_type=Path))
-@click.option("-o", "--out", type=click.Path(path_type=Path, file_okay=False), help="Folder for the films.")
+@click.option(
+    "-o",
+    "--output",
+    "--out",
+    "out",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder for the films; default: output_dir of farm.toml, or films beside BATCH.",
+)
 @click.option("--name", help="What the batch is called; default: the file's name.")
 @click.option("--owner", help="For whom; default: your user name.")
 @click.option("--set", "sets", multiple=True, metavar="COLUMN=VALUE", help="A cell for every row that lacks it.")
 @click.option("--skip-bad", is_flag=True, help="Submit the good rows even if others are bad.")
 @click.option("--again", is_flag=True, help="Make new jobs of rows that are jobs already.")
 @click.option("--overwrite", is_flag=True, help="Let films replace files that this farm did not make.")
-@click.option("--budget", type=float, help="What the batch may cost, by the configured rates; then it is paused.")
+@click.option(
+    "--budget", type=float, help="What it may cost, in the money of rates.per_device_hour; then it is paused."
+)
 @click.option("--wait", is_flag=True, help="Stay until the films are done; exits with 3 if some jobs failed.")
 @click.option("--dry-run", is_flag=True, help="Check every row and write nothing.")
 @json_option
@@ -55,7 +66,7 @@ def submit(
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Put the rows of BATCH into the ledger and ring the workers.  BATCH is CSV or JSON lines, in UTF-8.
+    """Make each row of a batch file a job, and queue it.  BATCH is CSV or JSON lines, in UTF-8.
 
     Every row is checked before anything is written.  The same rows again are the same jobs, so an interrupted submit
     is simply repeated.
