@@ -15,7 +15,7 @@ from farm.store import open_store
 
 @click.group()
 def db() -> None:
-    """Look after the ledger: its shape, its backup.
+    """Upgrade, check and back up the ledger, the farm's database.
 
     \b
     Example:
@@ -24,7 +24,7 @@ def db() -> None:
 
 
 @db.command()
-@click.option("--revision", default="head", show_default=True, help="To which revision.")
+@click.option("--revision", default="head", show_default=True, help="The revision that it shall have.")
 @click.pass_obj
 def upgrade(farm: Farm, revision: str) -> None:
     """Bring the ledger to the newest shape.  Drain the workers first; make a backup of PostgreSQL.
@@ -116,9 +116,9 @@ def backup(farm: Farm, target: Path) -> None:
 @click.argument("new")
 @click.pass_obj
 def relocate(farm: Farm, old: str, new: str) -> None:
-    """Tell the ledger that the artifacts that lay in OLD lie in NEW.  Nothing is moved; no worker may run.
+    """Tell the ledger that the artifacts were moved from OLD to NEW.  Stop all workers first.
 
-    Each is a folder, or a place in an object store.
+    The files themselves are not touched.  Each place is a folder, or a place in an object store.
 
     \b
     Example:

@@ -11,7 +11,11 @@ from farm.retention import Garbage, find_garbage, remove
 
 @click.command()
 @click.option("--older-than", "days", type=float, default=14.0, show_default=True, help="Days since the job ended.")
-@click.option("--keep-gb", type=float, help="Rather, delete the oldest until the artifacts take at most this.")
+@click.option(
+    "--keep-gb",
+    type=float,
+    help="Delete the oldest working files, whatever their age, until this many GB are left.",
+)
 @click.option("--dry-run", is_flag=True, help="Say what would be deleted.")
 @json_option
 @click.pass_obj

@@ -17,17 +17,17 @@ from farm.states import WorkerState
 
 
 @click.command()
-@click.option("--flower", is_flag=True, help="Also Flower, read-only on http://127.0.0.1:5555.")
-@click.option("--serve", is_flag=True, help="Also the farm's page and HTTP API.")
+@click.option("--flower", is_flag=True, help="Start also Flower, read-only on http://127.0.0.1:5555.")
+@click.option("--serve", is_flag=True, help="Start also the farm's page and HTTP API.")
 @click.option("--wait", is_flag=True, help="Return only when every engine is loaded.")
 @click.option("--foreground", is_flag=True, help="Stay in this terminal, for systemd and containers.")
 @json_option
 @click.pass_obj
 def up(farm: Farm, flower: bool, serve: bool, wait: bool, foreground: bool, as_json: bool) -> None:
-    """Start this machine's part of the farm.  That is a private Redis if none is named, and the workers of
-    workers.toml.
+    """Start this machine's workers, and a Redis if none is named.
 
-    It goes on without this terminal; logs are in FARM_HOME/logs.  Running it again starts what is missing.
+    The workers are those of workers.toml.  Everything goes on without this terminal; logs are in FARM_HOME/logs.
+    Running it again starts what is missing.
 
     \b
     Example:
@@ -89,7 +89,7 @@ def down(farm: Farm) -> None:
 @click.argument("name")
 @click.pass_obj
 def worker(farm: Farm, name: str) -> None:
-    """Be one worker of workers.toml in this terminal.  It is made for containers and systemd.
+    """Run one worker in this terminal, for containers and systemd.
 
     \b
     Example:
@@ -101,10 +101,12 @@ def worker(farm: Farm, name: str) -> None:
 
 
 @click.command(context_settings={"ignore_unknown_options": True})
-@click.argument("options", nargs=-1, type=click.UNPROCESSED)
+@click.argument("options", metavar="[FLOWER OPTIONS]...", nargs=-1, type=click.UNPROCESSED)
 @click.pass_obj
 def flower(farm: Farm, options: tuple[str, ...]) -> None:
-    """Be Flower in this terminal.  It is read-only and on loopback unless OPTIONS of Flower say otherwise.
+    """Run Flower, the monitor of Celery, in this terminal.  It is read-only and on loopback.
+
+    FLOWER OPTIONS are Flower's own and replace the farm's choices.
 
     \b
     Example:

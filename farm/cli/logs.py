@@ -27,7 +27,7 @@ LOOK_SECONDS = 0.5
 @json_option
 @click.pass_obj
 def logs(farm: Farm, job_id: int, follow: bool, raw: bool, as_json: bool) -> None:
-    """Tell what happened to a job, from the ledger's history.
+    """Print what happened to a job, from the ledger's history.
 
     \b
     Example:

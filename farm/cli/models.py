@@ -19,7 +19,7 @@ from farm.weights import pull, verify
 
 @click.group()
 def models() -> None:
-    """See the models of this farm; fetch and verify their weights.
+    """List the models of this farm; fetch and verify their weights.
 
     \b
     Example:
@@ -31,7 +31,7 @@ def models() -> None:
 @json_option
 @click.pass_obj
 def list_models(farm: Farm, as_json: bool) -> None:
-    """List the models.
+    """List the models with their devices, memory, sizes and presets.
 
     \b
     Example:
@@ -59,7 +59,7 @@ def list_models(farm: Farm, as_json: bool) -> None:
 @json_option
 @click.pass_obj
 def show_model(farm: Farm, model_id: str, as_json: bool) -> None:
-    """Show one model.  That is sizes, frame rates, memory, licence, settings and presets.
+    """Show one model: sizes, memory, licence, settings and presets.
 
     \b
     Example:
@@ -116,7 +116,7 @@ def show_model(farm: Farm, model_id: str, as_json: bool) -> None:
 into_option = click.option(
     "--into",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Folder that holds the models' folders; $FARM_HOME/weights by default.",
+    help="Folder that holds the models' folders; default: $FARM_HOME/weights.",
 )
 
 
@@ -131,11 +131,13 @@ into_option = click.option(
     show_default=True,
     help="The hub; HF_ENDPOINT and MODELSCOPE_ENDPOINT name mirrors.",
 )
-@click.option("--revision", default="", help="A branch, tag or commit of the hub's repository; its newest by default.")
-@click.option("--accept-licence", is_flag=True, help="You have read the licence of what asks for it.")
+@click.option("--revision", default="", help="A branch, tag or commit of the hub's repository; default: its newest.")
+@click.option("--accept-licence", is_flag=True, help="Say that you have read the licence, where a hub asks for it.")
 @click.pass_obj
 def pull_model(farm: Farm, model_id: str, into: Path | None, source: str, revision: str, accept_licence: bool) -> None:
-    """Fetch the weights of a model, going on where an earlier try stopped.  Size and hash of every file are checked.
+    """Fetch the weights of a model.
+
+    It goes on where an earlier try stopped, and checks size and hash of every file.
 
     \b
     Example:
@@ -175,8 +177,9 @@ def pull_model(farm: Farm, model_id: str, into: Path | None, source: str, revisi
 @json_option
 @click.pass_context
 def verify_model(ctx: click.Context, model_id: str, into: Path | None, quick: bool, as_json: bool) -> None:
-    """Look at every file of a model's weights.  Each must be there, of its size and hash, and readable.  Exits with 1
-    if one is not.
+    """Check that the weights of a model are complete and unharmed.
+
+    Each file must be there, of its size and hash, and readable.  Exits with 1 if one is not.
 
     \b
     Example:

@@ -12,7 +12,7 @@ from farm.ledger import owners as of
 
 @click.group()
 def owners() -> None:
-    """See and steer for whom the farm renders: shares and quotas.
+    """List owners; set their shares and quotas.  An owner is for whom a job is rendered.
 
     \b
     Example:
@@ -24,7 +24,7 @@ def owners() -> None:
 @json_option
 @click.pass_obj
 def list_owners(farm: Farm, as_json: bool) -> None:
-    """List every owner with its share, quota and segments.  The segments are those that run and that wait.
+    """List every owner: its share, quota, running and waiting segments.
 
     \b
     Example:
@@ -40,7 +40,7 @@ def list_owners(farm: Farm, as_json: bool) -> None:
 @click.argument("share", type=float)
 @click.pass_obj
 def set_share(farm: Farm, owner: str, share: float) -> None:
-    """Weigh OWNER's turns.  With SHARE 2 it gets twice the time of one with 1, from its next submit on.
+    """Set how large a share of the workers' time an owner gets.  2 is twice as much as 1, from its next submit on.
 
     \b
     Example:
@@ -54,7 +54,7 @@ def set_share(farm: Farm, owner: str, share: float) -> None:
 @click.argument("segments", metavar="SEGMENTS|none")
 @click.pass_obj
 def set_quota(farm: Farm, owner: str, segments: str) -> None:
-    """Limit how many of OWNER's segments render at once.  `none` lifts the limit.  What runs is not taken back.
+    """Limit how many segments of an owner render at once.  `none` lifts the limit.  What runs is not taken back.
 
     \b
     Example:

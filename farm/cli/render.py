@@ -20,12 +20,14 @@ from farm.solo import render_one
 @click.argument("audio", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Where the film goes.")
 @click.option("--model", help="Which model renders; default: default_model of farm.toml.")
-@click.option("--preset", help="A named set of the model's settings.")
-@click.option("--size", help="WIDTHxHEIGHT in pixels.")
-@click.option("--fps", help="Frames per second.")
-@click.option("--seed", type=int, help="The same seed gives the same film.")
+@click.option("--preset", help="A named set of the model's settings; default: the model's own choice.")
+@click.option("--size", help="WIDTHxHEIGHT in pixels; default: the model's.")
+@click.option("--fps", help="Frames per second; default: the model's.")
+@click.option("--seed", type=int, help="The same seed gives the same film; default: made from portrait and audio.")
 @click.option("--prompt", help="A sentence for models that read one.")
-@click.option("--set", "sets", multiple=True, metavar="SETTING=VALUE", help="A setting of the model.")
+@click.option(
+    "--set", "sets", multiple=True, metavar="SETTING=VALUE", help="A setting of the model; may be given again."
+)
 @click.pass_obj
 def render(
     farm: Farm,

@@ -14,13 +14,16 @@ from farm.errors import InputError
 @click.command()
 @click.argument("batch_id", metavar="BATCH", type=int)
 @click.option(
-    "-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Where it goes; default: report-BATCH.html."
+    "-o",
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Where the report goes; default: report-BATCH.html.",
 )
 @click.option("--json", "as_json", is_flag=True, help="JSON on standard output, or in --output.")
 @click.option("--csv", "as_csv", is_flag=True, help="CSV with one line for each job, likewise.")
 @click.pass_obj
 def report(farm: Farm, batch_id: int, output: Path | None, as_json: bool, as_csv: bool) -> None:
-    """Write what became of a batch, as one HTML page.  It has contact sheets, speed, cost and failures in words.
+    """Write a report of a batch, as one HTML page.  It has contact sheets, speed, cost and failures in words.
 
     \b
     Example:

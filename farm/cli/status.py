@@ -19,7 +19,7 @@ from farm.states import FINISHED
 @json_option
 @click.pass_obj
 def status(farm: Farm, as_json: bool) -> None:
-    """Tell how the farm is.  That is workers, queues, and work that no worker can take.
+    """Show workers, queues, open batches and what nobody can render.
 
     \b
     Example:

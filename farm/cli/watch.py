@@ -37,7 +37,7 @@ SHOWN_JOBS = 30
 def watch(farm: Farm, batch_ids: tuple[int, ...], once: bool, as_json: bool) -> None:
     """Watch jobs being rendered.  It shows segments, frames per second, time left, device and last error.
 
-    Without a BATCH it shows everything that is not finished, and ends when all is.
+    Without a BATCH it shows all unfinished jobs, and ends when they have ended.
 
     \b
     Example:

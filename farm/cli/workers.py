@@ -15,7 +15,7 @@ from farm.states import WorkerState
 
 @click.group()
 def workers() -> None:
-    """See and steer workers.  A worker is a Celery process bound to one device set.
+    """List workers; drain, pause and resume them.  A worker is a Celery process bound to one device set.
 
     \b
     Example:
@@ -62,8 +62,8 @@ def list_workers(farm: Farm, as_json: bool) -> None:
 def check(context: click.Context, name: str, ready: bool) -> None:
     """Tell whether a worker of this machine lives.  It exits with 0 or 1, for probes of containers.
 
-    It lives unless the ledger has not heard of it for a minute.  A ledger that does not answer accuses nobody, so that
-    its rest costs no warm model; ready nobody is then.
+    It lives unless the ledger has not heard of it for a minute.  When the ledger does not answer, every worker
+    counts as alive, so that no warm model is lost for that, and none as ready.
 
     \b
     Example:
@@ -91,7 +91,7 @@ def check(context: click.Context, name: str, ready: bool) -> None:
 @click.option("--now", is_flag=True, help="Give back the running segment at its next chunk instead of finishing it.")
 @click.pass_obj
 def drain(farm: Farm, name: str, now: bool) -> None:
-    """Let a worker take nothing new, before an upgrade or a repair.
+    """Keep a worker from taking new work, before an upgrade or a repair.
 
     \b
     Example:
@@ -106,7 +106,7 @@ def drain(farm: Farm, name: str, now: bool) -> None:
 @click.argument("name")
 @click.pass_obj
 def pause(farm: Farm, name: str) -> None:
-    """Let a worker give back what it holds and take nothing.  It stops at its next chunk, as with drain --now.
+    """Make a worker give back its segment and take nothing new.  It stops at its next chunk, as with drain --now.
 
     \b
     Example:
@@ -121,7 +121,7 @@ def pause(farm: Farm, name: str) -> None:
 @click.argument("name")
 @click.pass_obj
 def resume(farm: Farm, name: str) -> None:
-    """Let a drained or sick worker take work again.
+    """Let a drained, paused or sick worker take work again.
 
     \b
     Example:
