@@ -24,9 +24,9 @@ from farm.doorbell import Doorbell
 from farm.errors import FarmError, InputError
 from farm.ledger import Ledger, control, read
 from farm.ledger.crew import take_owed_doorbells
-from farm.ledger.overview import ALIVE_SECONDS, costs
+from farm.ledger.overview import costs
 from farm.ledger.progress import job_progress
-from farm.ledger.values import Job, JobRequest
+from farm.ledger.values import ALIVE_SECONDS, Job, JobRequest
 from farm.models import load_model
 from farm.nightly_config import Left, Night, Nightly, RowSet, find_rows
 from farm.nightly_summary import FilmMade, JobFailed, JobLeft, Summary, tell

@@ -20,6 +20,7 @@ from farm.errors import (
 from farm.logs import redact
 from farm.states import Event
 
+STRIKES_PER_JOB = 3  # a worker that failed a job this often does not get it again
 _DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 

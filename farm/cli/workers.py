@@ -9,6 +9,7 @@ from farm.cli.show import echo_rows, json_option, moment, plain
 from farm.doorbell import Doorbell
 from farm.errors import LedgerAway, NotFound
 from farm.ledger import control, crew, read
+from farm.ledger.values import ALIVE_SECONDS
 from farm.roster import find_worker
 from farm.states import WorkerState
 
@@ -80,7 +81,7 @@ def check(context: click.Context, name: str, ready: bool) -> None:
     if found is None:
         raise NotFound(f"{full} never said hello")
     silent, state = now - found.beat_at, found.state
-    lives = state not in (WorkerState.STOPPED, WorkerState.LOST) and silent < crew.LOST_AFTER_SECONDS
+    lives = state not in (WorkerState.STOPPED, WorkerState.LOST) and silent < ALIVE_SECONDS
     able = state in (WorkerState.IDLE, WorkerState.RENDERING)
     click.echo(f"{full} is {state.value}, last heard of {max(0.0, silent):.0f} s ago")
     context.exit(0 if lives and (able or not ready) else 1)

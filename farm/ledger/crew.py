@@ -12,15 +12,13 @@ from sqlalchemy.orm import Session
 from farm.errors import LeaseLost
 from farm.ledger.history import append
 from farm.ledger.read import worker_value
-from farm.ledger.ripple import owe
 from farm.ledger.store import Ledger, db_now
 from farm.ledger.tables import AttemptRow, LockRow, OutboxRow, WorkerRow
-from farm.ledger.values import Worker
+from farm.ledger.values import ALIVE_SECONDS, Worker
 from farm.states import Event, WorkerState
 
 SICK_AFTER_JOBS = 3  # a worker that fails this many different jobs in a row is sick
 FORGIVE_AFTER_SECONDS = 3600.0
-LOST_AFTER_SECONDS = 60.0
 REAPER_LOCK = "reaper"  # who expires leases for the whole farm
 
 
@@ -151,7 +149,7 @@ def mark_lost(ledger: Ledger) -> list[str]:
             update(WorkerRow)
             .where(
                 WorkerRow.state.not_in((WorkerState.STOPPED, WorkerState.LOST)),
-                WorkerRow.beat_at < db_now() - LOST_AFTER_SECONDS,
+                WorkerRow.beat_at < db_now() - ALIVE_SECONDS,
             )
             .values(state=WorkerState.LOST)
             .returning(WorkerRow.name)
@@ -197,10 +195,6 @@ def stop_leading(ledger: Ledger, lock: str, holder: str) -> None:
         )
 
     ledger.write(story, patience_seconds=2.0)
-
-
-def owe_doorbell(ledger: Ledger, queue: str) -> None:
-    ledger.write(lambda session: owe(session, queue))
 
 
 def take_owed_doorbells(ledger: Ledger) -> list[str]:

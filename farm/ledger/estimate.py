@@ -11,9 +11,9 @@ from sqlalchemy import ColumnElement, func, select
 from sqlalchemy.orm import Session
 
 from farm.errors import FarmError
-from farm.ledger.overview import ALIVE_SECONDS
 from farm.ledger.store import Ledger, db_now
 from farm.ledger.tables import AttemptRow, JobRow, SegmentRow, WorkerRow
+from farm.ledger.values import ALIVE_SECONDS
 from farm.ledger.workload import Look, Portion, portions
 from farm.models import load_model
 from farm.states import Continuity, JobState, SegmentKind, WorkerState

@@ -10,10 +10,8 @@ from sqlalchemy import and_, case, func, or_, select, text
 from farm.ledger.read import segment_value
 from farm.ledger.store import Ledger, db_now
 from farm.ledger.tables import CLAIMABLE, LEASED, AttemptRow, EventRow, JobRow, SegmentRow, WorkerRow
-from farm.ledger.values import Segment
+from farm.ledger.values import ALIVE_SECONDS, Segment
 from farm.states import FINISHED, JobState, SegmentKind, WorkerState
-
-ALIVE_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,8 +22,9 @@ from farm.ledger.tables import (
     SegmentRow,
     WorkerRow,
 )
-from farm.ledger.values import Artifact, Attempt, Batch, Job, LedgerEvent, Segment, Worker
+from farm.ledger.values import ALIVE_SECONDS, Artifact, Attempt, Batch, Job, LedgerEvent, Segment, Worker
 from farm.planning import Part
+from farm.retry import STRIKES_PER_JOB
 from farm.states import FINISHED, ArtifactKind, JobState, SegmentState, WorkerState
 
 
@@ -334,8 +335,11 @@ class Stuck:
     reason: str
 
 
-def stuck(ledger: Ledger, *, alive_seconds: float = 60.0, sample: int = 5) -> list[Stuck]:
-    """Queues with work that no worker can take at present, each with a sentence that says why."""
+def stuck(ledger: Ledger, *, sample: int = 5) -> list[Stuck]:
+    """Queues with work that no worker can take at present, each with a sentence that says why.
+
+    At most `sample` jobs are named for each queue.
+    """
     found: list[Stuck] = []
     with ledger.read() as session:
         waiting = session.execute(
@@ -352,7 +356,7 @@ def stuck(ledger: Ledger, *, alive_seconds: float = 60.0, sample: int = 5) -> li
                 for row in rows
                 if row.drain is None
                 and row.state in (WorkerState.IDLE, WorkerState.RENDERING, WorkerState.LOADING)
-                and row.beat_at > now - alive_seconds
+                and row.beat_at > now - ALIVE_SECONDS
                 and not (row.reason and row.state is WorkerState.IDLE)
             ]
             if can:
@@ -376,13 +380,11 @@ def stuck(ledger: Ledger, *, alive_seconds: float = 60.0, sample: int = 5) -> li
                 .order_by(SegmentRow.job_id)
                 .limit(sample)
             ).all()
-            found.append(Stuck(queue, count, tuple(ids), _why_nobody(queue, rows, now, alive_seconds)))
+            found.append(Stuck(queue, count, tuple(ids), _why_nobody(queue, rows, now)))
     return found
 
 
 def _blocked_jobs(session: Session, queue: str, names: list[str]) -> list[tuple[int, int]]:
-    from farm.ledger.moves import STRIKES_PER_JOB
-
     strikes = (
         select(AttemptRow.job_id, AttemptRow.worker)
         .where(AttemptRow.strike, AttemptRow.worker.in_(names))
@@ -400,12 +402,12 @@ def _blocked_jobs(session: Session, queue: str, names: list[str]) -> list[tuple[
     return [(job_id, count) for job_id, count, workers_out in rows if workers_out >= len(names)]
 
 
-def _why_nobody(queue: str, rows: Sequence[WorkerRow], now: float, alive_seconds: float) -> str:
+def _why_nobody(queue: str, rows: Sequence[WorkerRow], now: float) -> str:
     if not rows:
         return f"no worker serves queue {queue}; name one in workers.toml if there is none, and run `farm up`"
     said: list[str] = []
     for row in rows:
-        if row.state in (WorkerState.STOPPED, WorkerState.LOST) or row.beat_at <= now - alive_seconds:
+        if row.state in (WorkerState.STOPPED, WorkerState.LOST) or row.beat_at <= now - ALIVE_SECONDS:
             said.append(f"{row.name} is not running")
         elif row.drain is not None:
             said.append(f"{row.name} is draining (`farm workers resume {row.name}`)")

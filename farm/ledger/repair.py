@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from farm.errors import ConfigError, InputError, LeaseLost
 from farm.ledger.history import append
-from farm.ledger.moves import held_lease
+from farm.ledger.leases import held_lease
 from farm.ledger.ripple import lock_job, owe, ripple
 from farm.ledger.store import Ledger, db_now
 from farm.ledger.tables import ArtifactRow, AttemptRow, EventRow, JobRow, SegmentRow, WorkerRow

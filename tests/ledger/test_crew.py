@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 from sqlalchemy import insert
 
 from farm.errors import LeaseLost
 from farm.ledger import Ledger, control, crew, read
+from farm.ledger.ripple import owe
 from farm.ledger.tables import LockRow, OutboxRow, SegmentRow
+from farm.ledger.values import ALIVE_SECONDS
 from farm.states import WorkerState
 
 from .scenes import QUEUE, age_worker, beat, change, claim, hello, planned, segment, worker_row
@@ -88,7 +91,7 @@ def test_workers_that_fell_silent_are_marked_once(ledger: Ledger) -> None:
         hello(ledger, name)
     crew.say_goodbye(ledger, name="stopped", incarnation="stopped")
     for name in ("silent", "stopped"):
-        age_worker(ledger, name, crew.LOST_AFTER_SECONDS + 1)
+        age_worker(ledger, name, ALIVE_SECONDS + 1)
     assert crew.mark_lost(ledger) == ["silent"]
     assert crew.mark_lost(ledger) == []
     beat(ledger, "silent")
@@ -132,7 +135,7 @@ def test_of_many_that_want_a_free_lock_one_gets_it(ledger: Ledger) -> None:
 
 def test_a_doorbell_is_owed_once_however_often_it_is_asked_for(ledger: Ledger) -> None:
     for queue in ("b", "a", "b"):
-        crew.owe_doorbell(ledger, queue)
+        ledger.write(partial(owe, queue=queue))
     assert crew.take_owed_doorbells(ledger) == ["a", "b"]
     assert crew.take_owed_doorbells(ledger) == []
 
