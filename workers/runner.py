@@ -8,43 +8,35 @@ import secrets
 import threading
 import time
 from collections.abc import Mapping
-from concurrent.futures import Future
-from pathlib import Path
 from typing import Any
 
 import psutil
 
 from farm import __version__
-from farm.artifacts import discard_staged
 from farm.config import Settings
-from farm.devices import parse_devices
 from farm.doorbell import Doorbell, Ringer
-from farm.errors import ConfigError, EngineChanged, FarmError, Interrupted, LeaseLost, LedgerAway, NoEncoder, StoreError
-from farm.ledger import Ledger, crew, live, moves, read
+from farm.errors import EngineChanged, Interrupted, LeaseLost, LedgerAway, NoEncoder
+from farm.ledger import Ledger, crew, moves, read
 from farm.ledger.repair import begin_again, render_again
-from farm.ledger.values import Lease, Reused
+from farm.ledger.values import Lease
 from farm.logs import log_ids
 from farm.processes import kill_group
 from farm.reaper import Reaper
-from farm.retry import Decision, backoff, decide
-from farm.reuse import find_reusable, tell
+from farm.retry import Decision, decide
 from farm.roster import WorkerSpec, machine_name
-from farm.states import ArtifactKind, Event, SegmentKind, WorkerState
+from farm.states import Event, SegmentKind, WorkerState
 from farm.store import open_store
-from farm.workshop import Stopped, Workshop
+from farm.workshop import Stopped
 from workers.announce import Announcer, Silence
-from workers.assembling import Assembled, BadSegment, assemble_film
+from workers.assembling import BadSegment
+from workers.film_steps import FilmSteps
 from workers.heart import Heart, LeaseWatch
-from workers.host.parent import HostSpec
-from workers.live import LiveDoor, LiveStage
-from workers.preparing import Prepared, prepare
+from workers.live_turns import LiveTurns
 from workers.rendering import RenderedSegment, Renderer
-from workers.room import why_no_room
+from workers.room import Room
+from workers.warming import Loader, make_renderer
 
 log = logging.getLogger(__name__)
-
-STORE_SECONDS = 10.0  # how often a worker whose store failed an attempt tries it again before it takes work
-FULL_SECONDS = 10.0  # how long a worker that met a full disk takes nothing, if room.min_free_disk_gb did not see it
 
 
 class Runner:
@@ -67,7 +59,7 @@ class Runner:
         self.device = str(spec.device_set)
         self.policy = settings.retry.policy()
         self._store = open_store(settings)
-        self._store_fails = (0.0, "")  # when to try the store again, and why it failed
+        self._room = Room(settings, self._store)
         self.announcer: Announcer = announcer or Silence()
         with log_ids(worker=self.name):
             self._ringer = Ringer(doorbell) if doorbell is not None else None
@@ -75,9 +67,6 @@ class Runner:
         self._rung = threading.Event()
         self._hurried = False
         self._warm_job: int | None = None
-        self._load_failures = 0
-        self._load_again_at = 0.0
-        self._full = (0.0, "")  # until when an attempt's full disk keeps this worker from the next, and what it said
         self.finished = threading.Event()
         incarnation = secrets.token_hex(8)
         self.heart = Heart(
@@ -89,10 +78,32 @@ class Runner:
             on_name_taken=self.stop,
         )
         self._incarnation = incarnation
-        self._renderer = self._make_renderer() if spec.renders else None
-        self._workshop = None if spec.renders else Workshop()
-        self._stage, self._door = self._make_live() if spec.renders else (None, None)
+        self._renderer: Renderer | None = None
+        self._loader: Loader | None = None
+        self._live: LiveTurns | None = None
+        self._film_steps: FilmSteps | None = None
+        if spec.renders:
+            self._renderer = make_renderer(ledger, settings, spec, self._store, self.announcer.progressed)
+            self._loader = Loader(self.name, self._renderer, self.heart, settings)
+            self._live = self._make_live(self._renderer)
+        else:
+            self._film_steps = FilmSteps(ledger, settings, self._store, self.device)
         self._reaper = Reaper(ledger, settings, holder=f"{self.name}/{incarnation}", ring=self._ring, kill=kill_group)
+
+    def _make_live(self, renderer: Renderer) -> LiveTurns | None:
+        model = self.spec.load_model()
+        if model.live is None or not self.settings.live.sessions:
+            return None
+        return LiveTurns(
+            self.ledger,
+            self.settings,
+            model,
+            name=self.name,
+            host=renderer.host,
+            heart=self.heart,
+            stopping=self._stopping,
+            wake=self.wake,
+        )
 
     # What may be called from other threads
 
@@ -122,7 +133,8 @@ class Runner:
     def _run(self) -> None:
         try:
             self._say_hello()
-            self._open_door()
+            if self._live is not None:
+                self._live.open()
             self.heart.start()
             self._reaper.start()
             while not self._stopping.is_set():
@@ -138,14 +150,12 @@ class Runner:
                     self._stopping.wait(self.settings.lease.poll_seconds)
         finally:
             self._reaper.stop()
-            if self._door is not None:
-                self._door.close()
-            if self._stage is not None:
-                self._stage.close()
+            if self._live is not None:
+                self._live.close()
             if self._renderer is not None:
                 self._renderer.host.close()
-            if self._workshop is not None:
-                self._workshop.kill()
+            if self._film_steps is not None:
+                self._film_steps.close()
             self.heart.stop()
             try:
                 crew.say_goodbye(self.ledger, name=self.name, incarnation=self._incarnation)
@@ -156,10 +166,10 @@ class Runner:
     def _work_once(self) -> bool:
         """Do one segment or serve one live session.  False when there was none."""
         if not self._is_ready():
-            if self._door is not None:
-                self._door.turn_away("the worker takes nothing now; try again")
+            if self._live is not None:
+                self._live.turn_away("the worker takes nothing now; try again")
             return False
-        if self._serve_live():
+        if self._live is not None and self._live.serve_next():
             return True
         lease = moves.claim(
             self.ledger,
@@ -187,33 +197,13 @@ class Runner:
         if sick is not None:
             self.heart.say(WorkerState.SICK, sick)
             return False
-        room = why_no_room(self.settings.room, self._artifacts_dir())
-        if time.monotonic() < self._full[0]:
-            room = room or self._full[1]
-        room = room or self._why_no_store()
-        if room is not None:
-            self.heart.say(WorkerState.IDLE, room)
+        no_room = self._room.why_none()
+        if no_room is not None:
+            self.heart.say(WorkerState.IDLE, no_room)
             return False
-        return self._renderer is None or self._renderer.is_warm or self._warm_up()
-
-    def _why_no_store(self) -> str | None:
-        """After the store failed an attempt, nothing is taken until something could be written and read there."""
-        try_at, why = self._store_fails
-        if not why:
-            return None
-        if time.monotonic() >= try_at:
-            try:
-                self._store.probe()
-                why = ""
-            except StoreError as error:
-                why = str(error)
-            self._store_fails = (time.monotonic() + STORE_SECONDS, why)
-        return why or None
-
-    def _artifacts_dir(self) -> Path:
-        path = self.settings.artifacts_dir
-        path.mkdir(parents=True, exist_ok=True)
-        return path
+        if self._renderer is None or self._loader is None or self._renderer.is_warm:
+            return True
+        return self._loader.warm_up(self._stopping, self._live.address if self._live is not None else None)
 
     def _attempt(self, lease: Lease) -> None:
         """One attempt, top to bottom."""
@@ -260,11 +250,11 @@ class Runner:
     def _perform(self, lease: Lease, watch: LeaseWatch) -> dict[str, Any]:
         """Do the work and publish it.  Returns what Flower shows as the result."""
         kind = lease.segment.kind
-        if kind is SegmentKind.PREPARE:
-            return self._prepare(lease, watch)
-        if kind is SegmentKind.ASSEMBLE:
-            return self._assemble(lease, watch)
-        return self._render(lease, watch)
+        if kind is SegmentKind.RENDER:
+            return self._render(lease, watch)
+        assert self._film_steps is not None
+        step = self._film_steps.prepare if kind is SegmentKind.PREPARE else self._film_steps.assemble
+        return step(lease, watch)
 
     def _render(self, lease: Lease, watch: LeaseWatch) -> dict[str, Any]:
         assert self._renderer is not None
@@ -284,82 +274,6 @@ class Runner:
             "seconds": round(done.device_seconds, 2),
             "device": self.device,
             "file": done.artifacts[0].path,
-        }
-
-    def _prepare(self, lease: Lease, watch: LeaseWatch) -> dict[str, Any]:
-        assert self._workshop is not None
-        job = lease.job
-        work: Future[Prepared] = self._workshop.do(
-            prepare, job, lease.token, self._store, self.settings.segments, self.settings.film
-        )
-        began = time.monotonic()
-        done = self._workshop.wait(
-            work, timeout_seconds=self.settings.limits.step_timeout(job.audio_seconds), why_stop=watch.why_stop
-        )
-        reused: dict[int, Reused] = {}
-        if self.settings.segments.reuse and not job.fresh:
-            reused = find_reusable(self.ledger, self._store, job, done.plan, done.queue)
-        moves.publish_plan(
-            self.ledger,
-            lease,
-            artifacts=done.artifacts,
-            job=done.job | {"notes": [*done.job["notes"], *tell(done.plan, reused, job.fps)]},
-            plan=done.plan,
-            queue=done.queue,
-            device_seconds=time.monotonic() - began,
-            reused=reused,
-        )
-        counts = {"segments": len(done.plan), "reused": len(reused)}
-        return {"frames": done.job["total_frames"], **counts, "device": self.device}
-
-    def _assemble(self, lease: Lease, watch: LeaseWatch) -> dict[str, Any]:
-        assert self._workshop is not None
-        job = lease.job
-        artifacts = read.artifacts(self.ledger, job.id, ArtifactKind.SEGMENT)
-        cuts = [s.first_frame for s in read.segments(self.ledger, job.id) if s.kind is SegmentKind.RENDER]
-        timeout = self.settings.limits.step_timeout(job.audio_seconds)
-        work: Future[Assembled] = self._workshop.do(
-            assemble_film,
-            job,
-            lease.token,
-            self._store,
-            artifacts,
-            cuts,
-            self._history(lease),
-            self.settings.film.audio_bitrate,
-            timeout,
-        )
-        began = time.monotonic()
-        try:
-            done = self._workshop.wait(work, timeout_seconds=timeout, why_stop=watch.why_stop)
-            # The film's path may be the user's, without a token, so the lease is asked once more before it is taken.
-            moves.renew(self.ledger, lease, ttl_seconds=self.settings.lease.ttl_seconds, frames_now=0)
-            film = self._store.seal(done.staged, done.output, ArtifactKind.FILM, done.facts)
-        except BaseException:
-            discard_staged(self._store.film_path(job, lease.token), lease.token)
-            raise
-        moves.publish(self.ledger, lease, artifacts=[film, *done.companions], device_seconds=time.monotonic() - began)
-        return {"frames": done.facts["frames"], "seconds": round(time.monotonic() - began, 2), "file": film.path}
-
-    def _history(self, lease: Lease) -> dict[str, Any]:
-        """What the report tells of how the film came about."""
-        tried = read.attempts(self.ledger, lease.job.id)
-        kinds = {s.id: s for s in read.segments(self.ledger, lease.job.id)}
-        rendered = [a for a in tried if kinds[a.segment_id].kind is SegmentKind.RENDER]
-        good = [a for a in rendered if a.outcome == Event.SUCCEED.value]
-        published = [a for a in good if a.device != moves.REUSED]
-        seconds = sum(a.device_seconds for a in published)
-        frames = sum(a.frames for a in published)
-        return {
-            "render": {
-                "segments": len(good),
-                "reused": len(good) - len(published),
-                "attempts": len(rendered),
-                "workers": sorted({a.worker for a in published}),
-                "devices": sorted({a.device for a in published}),
-                "device_seconds": round(seconds, 3),
-                "frames_per_device_second": round(frames / seconds, 2) if seconds else None,
-            },
         }
 
     # Ends without a result
@@ -435,10 +349,7 @@ class Runner:
             self._drop(lease, "the lease was lost meanwhile")
             return
         self.announcer.failed(lease, decision.reason, retried=decision.event is not Event.FAIL)
-        if decision.failure == "store":
-            self._store_fails = (time.monotonic() + STORE_SECONDS, decision.reason)
-        if decision.failure == "room":
-            self._full = (time.monotonic() + FULL_SECONDS, decision.reason)
+        self._room.learn(decision)
 
     def _others_may_encode(self, lease: Lease) -> bool:
         """Whether there is another worker, be it busy or loading, that did not refuse a segment of this job."""
@@ -451,139 +362,6 @@ class Runner:
     def _drop(self, lease: Lease, why: str) -> None:
         log.warning("%s: dropped: %s", lease.label, why)
         self.announcer.failed(lease, why, retried=True)
-
-    # Live sessions
-
-    def _make_live(self) -> tuple[LiveStage | None, LiveDoor | None]:
-        model = self.spec.load_model()
-        if model.live is None or not self.settings.live.sessions:
-            return None, None
-        path = self.settings.live_socket(self.name)
-        stage = LiveStage(
-            self.settings.live, model, self.settings.home / "live" / path.stem, self.settings.host.stop_seconds
-        )
-        return stage, LiveDoor(self.ledger, self.name, path, hold=self.heart.hold_live, wake=self.wake)
-
-    def _open_door(self) -> None:
-        """A worker that cannot be reached for live sessions still renders batches."""
-        if self._door is None or self._stage is None:
-            return
-        try:
-            self._stage.clear()
-            self._door.open()
-        except OSError as error:
-            log.error("%s: no live sessions: %s: %s", self.name, self._door.path, error)
-            self._door = None
-
-    def _serve_live(self) -> bool:
-        """Serve the live session that waits, between two segments.  False when there is none."""
-        guest = self._door.take() if self._door is not None else None
-        if guest is None or self._stage is None or self._renderer is None:
-            return False
-
-        def why_stop() -> str | None:
-            seen = self.heart.seen
-            if self._stopping.is_set():
-                return "the worker was stopped"
-            if seen is not None and seen.drain is not None:
-                return "the worker is drained"
-            return "the session's lease is lost" if guest.watch.is_lost(self.settings.lease.ttl_seconds) else None
-
-        self.heart.say(WorkerState.RENDERING, "serves a live session")
-        log.info("%s: a live session begins", self.name)
-        how = "the session failed"
-        try:
-            how = self._stage.serve(guest, self._renderer.host, why_stop)
-            log.info("%s: the live session ended: %s", self.name, how)
-        except Exception as error:
-            decision = decide(error, errors_before=0, was_smaller=False, policy=self.policy)
-            how = decision.reason
-            log.warning("%s: the live session failed: %s", self.name, how, exc_info=decision.failure == "bug")
-            if decision.replace_host or decision.failure == "bug":
-                self._renderer.host.kill()
-        finally:
-            self.heart.let_go_live(guest.watch)
-            live.release(self.ledger, self.name, guest.watch.token, how)
-            self.heart.say(WorkerState.IDLE)  # now it can be asked again
-        return True
-
-    # The host
-
-    def _make_renderer(self) -> Renderer:
-        spec, model = self.spec, self.spec.load_model()
-        preset = model.preset(spec.preset or model.default_preset)
-        host = self.settings.host
-        return Renderer(
-            self.ledger,
-            self._store,
-            HostSpec(
-                engine_module=model.engine,
-                engine_settings={**preset.load, **spec.settings},
-                devices=spec.device_set,
-                log_file=self.settings.logs_dir / f"{spec.name}.host.log",
-                python=spec.python,
-                env_script=spec.env_script,
-                environment=spec.environment,
-                load_timeout_seconds=host.load_timeout_seconds,
-                stuck_factor=host.stuck_factor,
-                stuck_floor_seconds=host.stuck_floor_seconds,
-                ranks=spec.world_size,
-                silence_seconds=host.rank_silence_seconds,
-                text_device=parse_devices(spec.text_device) if spec.text_device else None,
-                holder=f"worker {spec.name} of the farm in {self.settings.home}",
-                shares_cards=spec.share_card,
-            ),
-            model,
-            host.stop_seconds,
-            self.announcer.progressed,
-            spec.preset,
-        )
-
-    def _warm_up(self) -> bool:
-        """Load the engine.  After a failure the next try waits, longer each time; the worker's row says why."""
-        assert self._renderer is not None
-        if time.monotonic() < self._load_again_at:
-            return False
-        self.heart.say(WorkerState.LOADING)
-        try:
-            loaded = self._renderer.warm_up(self._stopping)
-        except FarmError as error:
-            self._load_failures += 1
-            host = self.settings.host
-            pause = backoff(self._load_failures, host.restart_delay_seconds, host.restart_delay_max_seconds)
-            if isinstance(error, ConfigError):
-                pause = host.restart_delay_max_seconds
-            self._load_again_at = time.monotonic() + pause
-            log.error("%s: the engine could not be loaded: %s", self.name, error)
-            state = WorkerState.SICK if self._load_failures >= 3 else WorkerState.LOADING
-            self.heart.say(state, f"the engine could not be loaded: {error}")
-            return False
-        self._load_failures = 0
-        report = loaded.report
-        log.info(
-            "%s: %s %s is warm on %s after %.1f s, %.2f GB",
-            self.name,
-            loaded.description["id"],
-            loaded.description["version"],
-            loaded.description["device"],
-            report["seconds"],
-            report["memory_bytes"] / 1e9,
-        )
-        self.heart.note_host(
-            self._renderer.host.pid,
-            self._renderer.restarts,
-            {
-                "engine": loaded.description["id"],
-                "version": loaded.description["version"],
-                "device": loaded.description["device"],
-                "memory_bytes": report["memory_bytes"],
-                "load_seconds": report["seconds"],
-                "python": loaded.python,
-                **({live.ADDRESS: str(self._door.path)} if self._door is not None else {}),
-            },
-        )
-        self.heart.say(WorkerState.IDLE)
-        return True
 
     # Doorbells and the crew
 

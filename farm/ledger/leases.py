@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
+
 from sqlalchemy import ColumnElement, and_, select, update
 from sqlalchemy.orm import Session
 
@@ -81,7 +83,7 @@ def close_attempt(
     )
 
 
-class Standing:
+class Standing(StrEnum):
     """What the ledger wants of a lease at this moment."""
 
     KEEP = "keep"
@@ -91,8 +93,8 @@ class Standing:
     DRAIN = "drain"
 
 
-def standing(ledger: Ledger, lease: Lease) -> str:
-    """Whether to go on with this lease: one of Standing's words.  Asked at every chunk."""
+def standing(ledger: Ledger, lease: Lease) -> Standing:
+    """Whether to go on with this lease: asked at every chunk."""
     with ledger.read() as session:
         row = session.execute(
             select(SegmentRow.state, SegmentRow.token, SegmentRow.held, JobRow.paused, WorkerRow.drain)

@@ -384,7 +384,8 @@ def test_an_engine_that_does_not_load_is_told_and_tried_again(farm: SmallFarm, t
     with running(runner):
         row = wait_until(lambda: next((w for w in read.workers(farm.ledger) if w.reason), None), "the reason")
         assert row.reason == "the engine could not be loaded: the model gave no picture"
-        runner._load_again_at = 0.0  # the hour is over
+        assert runner._loader is not None
+        runner._loader.again_at = 0.0  # the hour is over
         wait_until(lambda: worker(farm).state is WorkerState.IDLE, "the engine to load in the end")
         assert worker(farm).reason is None
 

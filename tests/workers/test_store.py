@@ -67,7 +67,7 @@ def test_segments_in_an_object_store_are_used_again(farm: SmallFarm, s3_server: 
 def test_a_worker_whose_store_is_away_takes_nothing_says_why_and_goes_on_later(
     farm: SmallFarm, s3_server: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("workers.runner.STORE_SECONDS", 0.1)
+    monkeypatch.setattr("workers.room.STORE_SECONDS", 0.1)
     keep_in_bucket(farm, s3_server)
     job_id = farm.planned()
     with wire_to(s3_server.endpoint) as wire:
