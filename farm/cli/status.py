@@ -12,7 +12,6 @@ from farm.ledger import read
 from farm.ledger.estimate import Work, estimate
 from farm.rates import shown
 from farm.redis_server import why_silent
-from farm.states import FINISHED
 
 
 @click.command()
@@ -31,7 +30,7 @@ def status(farm: Farm, as_json: bool) -> None:
     redis_problem = why_silent(farm.settings)
     workers = read.workers(farm.ledger)
     ahead = estimate(farm.ledger)
-    open_batches = [b for b in read.batches(farm.ledger) if set(b.jobs) - {state.value for state in FINISHED}]
+    open_batches = read.batches(farm.ledger, unfinished=True, limit=None)
     told = accounts(farm.ledger, open_batches, farm.settings.rates, ahead=ahead)
     if as_json:
         echo_json(

@@ -25,8 +25,8 @@ from sqlalchemy.orm import Session, aliased
 
 from farm.ledger.history import append
 from farm.ledger.owners import breaks_quota, within_quota
-from farm.ledger.read import job_value, segment_value
 from farm.ledger.ripple import ripple
+from farm.ledger.row_values import job_value, segment_value
 from farm.ledger.store import Ledger, db_now
 from farm.ledger.tables import CLAIMABLE, AttemptRow, JobRow, SegmentRow, WorkerRow, plain
 from farm.ledger.values import ALIVE_SECONDS, Lease

@@ -13,7 +13,17 @@ from farm.ledger.history import append
 from farm.ledger.ripple import hold, owe, ready_all, ripple
 from farm.ledger.store import Ledger, db_now
 from farm.ledger.tables import NO_DEADLINE, ArtifactRow, AttemptRow, JobRow, SegmentRow, WorkerRow
-from farm.states import FINISHED, ArtifactKind, Event, JobState, SegmentState, WorkerState, after, states_before
+from farm.states import (
+    FINISHED,
+    ArtifactKind,
+    Event,
+    JobState,
+    SegmentKind,
+    SegmentState,
+    WorkerState,
+    after,
+    states_before,
+)
 
 
 def cancel(ledger: Ledger, job_id: int, *, reason: str = "cancelled by request") -> bool:
@@ -108,7 +118,7 @@ def retry(ledger: Ledger, job_id: int, *, segment_number: int | None = None) -> 
         for state in states_before(Event.REQUEUE):
             query = update(SegmentRow).where(SegmentRow.job_id == job_id, SegmentRow.state == state)
             if segment_number is not None:
-                query = query.where(SegmentRow.kind == "render", SegmentRow.number == segment_number)
+                query = query.where(SegmentRow.kind == SegmentKind.RENDER, SegmentRow.number == segment_number)
             rows = session.execute(
                 query.values(
                     state=after(state, Event.REQUEUE),

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from farm.errors import LeaseLost
 from farm.ledger.history import append
-from farm.ledger.read import worker_value
+from farm.ledger.row_values import worker_value
 from farm.ledger.store import Ledger, db_now
 from farm.ledger.tables import AttemptRow, LockRow, OutboxRow, WorkerRow
 from farm.ledger.values import ALIVE_SECONDS, Worker

@@ -16,7 +16,7 @@ from farm.ledger.tables import AttemptRow, JobRow, SegmentRow, WorkerRow
 from farm.ledger.values import ALIVE_SECONDS
 from farm.ledger.workload import Look, Portion, portions
 from farm.models import load_model
-from farm.states import Continuity, JobState, SegmentKind, WorkerState
+from farm.states import Continuity, Event, JobState, SegmentKind, WorkerState
 
 FILMS = 10  # by how many finished films the error is judged
 SEGMENTS = 50  # how many of the newest segments a speed is taken from
@@ -188,7 +188,7 @@ def _mean_of_newest(session: Session, *where: ColumnElement[bool]) -> float | No
         .join(JobRow, JobRow.id == AttemptRow.job_id)
         .where(
             AttemptRow.id > (session.scalar(select(func.max(AttemptRow.id))) or 0) - LOOK_BACK,
-            AttemptRow.outcome == "succeed",
+            AttemptRow.outcome == Event.SUCCEED.value,
             AttemptRow.frames > 0,
             *where,
         )
@@ -214,7 +214,7 @@ def _seconds_to_end(session: Session, model: str) -> float:
         select(AttemptRow.ended_at - AttemptRow.started_at, films.c.audio_seconds)
         .join(films, films.c.id == AttemptRow.job_id)
         .join(SegmentRow, SegmentRow.id == AttemptRow.segment_id)
-        .where(SegmentRow.kind == SegmentKind.ASSEMBLE, AttemptRow.outcome == "succeed")
+        .where(SegmentRow.kind == SegmentKind.ASSEMBLE, AttemptRow.outcome == Event.SUCCEED.value)
     ).all()
     shares = [seconds / audio for seconds, audio in rows if audio and seconds is not None]
     return statistics.median(shares) if shares else 0.0
@@ -229,7 +229,7 @@ def _error(session: Session) -> tuple[float | None, int]:
     for film in films:
         began, took = session.execute(
             select(func.min(AttemptRow.started_at), func.sum(AttemptRow.ended_at - AttemptRow.started_at)).where(
-                AttemptRow.job_id == film.id, AttemptRow.outcome == "succeed", AttemptRow.frames > 0
+                AttemptRow.job_id == film.id, AttemptRow.outcome == Event.SUCCEED.value, AttemptRow.frames > 0
             )
         ).one()
         if not took or not film.total_frames:

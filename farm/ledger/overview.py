@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 from sqlalchemy import and_, case, func, or_, select, text
 
-from farm.ledger.read import segment_value
+from farm.ledger.row_values import segment_value
 from farm.ledger.store import Ledger, db_now
 from farm.ledger.tables import CLAIMABLE, LEASED, AttemptRow, EventRow, JobRow, SegmentRow, WorkerRow
 from farm.ledger.values import ALIVE_SECONDS, Segment
-from farm.states import FINISHED, JobState, SegmentKind, WorkerState
+from farm.states import FINISHED, Event, JobState, SegmentKind, WorkerState
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,7 +253,7 @@ def figures(ledger: Ledger, bounds: Sequence[float]) -> Figures:
                 func.sum(took),
             )
             .join(JobRow, JobRow.id == AttemptRow.job_id)
-            .where(AttemptRow.outcome == "succeed", AttemptRow.frames > 0)
+            .where(AttemptRow.outcome == Event.SUCCEED.value, AttemptRow.frames > 0)
             .group_by(JobRow.model)
         ).all()
         films = session.execute(

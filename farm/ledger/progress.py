@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 from sqlalchemy import func, select
 
-from farm.ledger.read import job_value
+from farm.ledger.row_values import job_value
 from farm.ledger.store import Ledger, db_now
 from farm.ledger.tables import AttemptRow, JobRow, SegmentRow
 from farm.ledger.values import Job
-from farm.states import FINISHED, JobState, SegmentKind, SegmentState
+from farm.states import FINISHED, Event, JobState, SegmentKind, SegmentState
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ def job_progress(ledger: Ledger, job_ids: Sequence[int]) -> list[JobProgress]:
             job_id: (frames, seconds)
             for job_id, frames, seconds in session.execute(
                 select(AttemptRow.job_id, func.sum(AttemptRow.frames), func.sum(AttemptRow.device_seconds))
-                .where(AttemptRow.job_id.in_(job_ids), AttemptRow.frames > 0, AttemptRow.outcome == "succeed")
+                .where(AttemptRow.job_id.in_(job_ids), AttemptRow.frames > 0, AttemptRow.outcome == Event.SUCCEED.value)
                 .group_by(AttemptRow.job_id)
             )
         }

@@ -1,4 +1,4 @@
-"""Reading the ledger: rows to values, and every question that people and pages ask."""
+"""Reading the ledger: every question that people, pages and workers ask of it."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from sqlalchemy import case, exists, func, select, text
 from sqlalchemy.orm import Session
 
 from farm.errors import NotFound
+from farm.ledger.row_values import artifact_value, attempt_value, job_value, segment_value, worker_value
 from farm.ledger.store import Ledger, db_now
 from farm.ledger.tables import (
     CLAIMABLE,
     LEASED,
-    NO_DEADLINE,
     ArtifactRow,
     AttemptRow,
     BatchRow,
@@ -23,119 +23,8 @@ from farm.ledger.tables import (
     WorkerRow,
 )
 from farm.ledger.values import ALIVE_SECONDS, Artifact, Attempt, Batch, Job, LedgerEvent, Segment, Worker
-from farm.planning import Part
 from farm.retry import STRIKES_PER_JOB
-from farm.states import FINISHED, ArtifactKind, JobState, SegmentState, WorkerState
-
-
-def job_value(row: JobRow) -> Job:
-    return Job(
-        id=row.id,
-        batch_id=row.batch_id,
-        row_number=row.row_number,
-        key=row.key,
-        name=row.name,
-        owner=row.owner,
-        tags=tuple(row.tags),
-        portrait=row.portrait,
-        portrait_sha256=row.portrait_sha256,
-        audio=row.audio,
-        audio_sha256=row.audio_sha256,
-        output=row.output,
-        model=row.model,
-        preset=row.preset,
-        settings=row.settings,
-        prompt=row.prompt,
-        seed=row.seed,
-        width=row.width,
-        height=row.height,
-        fps=(row.fps_num, row.fps_den),
-        continuity=row.continuity,
-        priority=row.priority,
-        due=None if row.due >= NO_DEADLINE else row.due,
-        paused=row.paused,
-        state=row.state,
-        reason=row.reason,
-        failure=row.failure,
-        notes=tuple(row.notes),
-        fresh=row.fresh,
-        audio_seconds=row.audio_seconds,
-        audio_rate=row.audio_rate,
-        audio_samples=row.audio_samples,
-        total_frames=row.total_frames,
-        facts=row.facts,
-        profile=row.profile,
-        engine_version=row.engine_version,
-        segments_total=row.segments_total,
-        segments_done=row.segments_done,
-        frames_done=row.frames_done,
-        created_at=row.created_at,
-        started_at=row.started_at,
-        finished_at=row.finished_at,
-    )
-
-
-def segment_value(row: SegmentRow) -> Segment:
-    return Segment(
-        id=row.id,
-        job_id=row.job_id,
-        kind=row.kind,
-        number=row.number,
-        first_frame=row.first_frame,
-        frames=row.frames,
-        needs_carry=row.needs_carry,
-        part=None if row.part is None else Part.from_json(row.part),
-        content_key=row.content_key,
-        queue=row.queue,
-        state=row.state,
-        held=row.held,
-        not_before=row.not_before,
-        token=row.token,
-        attempt=row.attempt,
-        errors=row.errors,
-        losses=row.losses,
-        leased_by=row.leased_by,
-        lease_until=row.lease_until,
-        frames_now=row.frames_now,
-        reason=row.reason,
-        failure=row.failure,
-        queued_at=row.queued_at,
-        finished_at=row.finished_at,
-    )
-
-
-def artifact_value(row: ArtifactRow) -> Artifact:
-    return Artifact(
-        row.id,
-        row.job_id,
-        row.kind,
-        row.segment_number,
-        row.path,
-        row.size_bytes,
-        row.sha256,
-        row.facts,
-        row.created_at,
-    )
-
-
-def worker_value(row: WorkerRow) -> Worker:
-    return Worker(
-        name=row.name,
-        queue=row.queue,
-        machine=row.machine,
-        pid=row.pid,
-        incarnation=row.incarnation,
-        device=row.device,
-        state=row.state,
-        drain=row.drain,
-        reason=row.reason,
-        segment_id=row.segment_id,
-        host_pid=row.host_pid,
-        host_restarts=row.host_restarts,
-        info=row.info,
-        started_at=row.started_at,
-        beat_at=row.beat_at,
-    )
+from farm.states import FINISHED, ArtifactKind, Event, JobState, SegmentKind, SegmentState, WorkerState
 
 
 def job(ledger: Ledger, job_id: int) -> Job:
@@ -180,7 +69,7 @@ def jobs(
 
 def segments(ledger: Ledger, job_id: int) -> list[Segment]:
     """The job's segments in the order in which they come: prepare, render 0…, assemble."""
-    order = case({"prepare": 0, "render": 1, "assemble": 2}, value=SegmentRow.kind, else_=3)
+    order = case({kind.value: place for place, kind in enumerate(SegmentKind)}, value=SegmentRow.kind)
     with ledger.read() as session:
         rows = session.scalars(
             select(SegmentRow).where(SegmentRow.job_id == job_id).order_by(order, SegmentRow.number)
@@ -191,26 +80,7 @@ def segments(ledger: Ledger, job_id: int) -> list[Segment]:
 def attempts(ledger: Ledger, job_id: int) -> list[Attempt]:
     with ledger.read() as session:
         rows = session.scalars(select(AttemptRow).where(AttemptRow.job_id == job_id).order_by(AttemptRow.id)).all()
-        return [_attempt_value(row) for row in rows]
-
-
-def _attempt_value(row: AttemptRow) -> Attempt:
-    return Attempt(
-        row.id,
-        row.segment_id,
-        row.job_id,
-        row.number,
-        row.worker,
-        row.device,
-        row.started_at,
-        row.ended_at,
-        row.outcome,
-        row.strike,
-        row.failure,
-        row.reason,
-        row.frames,
-        row.device_seconds,
-    )
+        return [attempt_value(row) for row in rows]
 
 
 def artifacts(ledger: Ledger, job_id: int, kind: ArtifactKind | None = None) -> list[Artifact]:
@@ -247,10 +117,18 @@ def batch(ledger: Ledger, batch_id: int) -> Batch:
         return _batch_value(session, row)
 
 
-def batches(ledger: Ledger, *, limit: int = 50) -> list[Batch]:
-    """Batches, newest first."""
+def batches(
+    ledger: Ledger, *, owner: str | None = None, unfinished: bool = False, limit: int | None = 50
+) -> list[Batch]:
+    """Batches, newest first: all, or only one owner's, or only those with a job that has not ended."""
+    query = select(BatchRow).order_by(BatchRow.id.desc()).limit(limit)
+    if owner is not None:
+        query = query.where(BatchRow.owner == owner)
+    if unfinished:
+        going = [state for state in JobState if state not in FINISHED]  # named, so that the index of states is used
+        query = query.where(BatchRow.id.in_(select(JobRow.batch_id).where(JobRow.state.in_(going))))
     with ledger.read() as session:
-        rows = session.scalars(select(BatchRow).order_by(BatchRow.id.desc()).limit(limit)).all()
+        rows = session.scalars(query).all()
         return [_batch_value(session, row) for row in rows]
 
 
@@ -423,7 +301,7 @@ def render_speed(ledger: Ledger, model: str, *, last: int = 50) -> float | None:
     newest = (
         select(AttemptRow.frames, AttemptRow.device_seconds)
         .join(JobRow, JobRow.id == AttemptRow.job_id)
-        .where(JobRow.model == model, AttemptRow.outcome == "succeed", AttemptRow.frames > 0)
+        .where(JobRow.model == model, AttemptRow.outcome == Event.SUCCEED.value, AttemptRow.frames > 0)
         .order_by(AttemptRow.id.desc())
         .limit(last)
         .subquery()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import exists, select
 
-from farm.ledger.read import artifact_value
+from farm.ledger.row_values import artifact_value
 from farm.ledger.store import Ledger
 from farm.ledger.tables import ArtifactRow, JobRow, SegmentRow
 from farm.ledger.values import Artifact, JobRequest

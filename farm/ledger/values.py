@@ -1,4 +1,8 @@
-"""What leaves the ledger: frozen copies, safe to keep after the session is gone."""
+"""What leaves the ledger: frozen copies, safe to keep after the session is gone.
+
+Instants (`…_at`, `due`, `lease_until`, `not_before`) are seconds since 1970-01-01 UTC by the ledger's clock; frames and
+segments are counted from 0, attempts from 1.
+"""
 
 from __future__ import annotations
 
@@ -96,6 +100,8 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Segment:
+    """What one worker leases: frames [first_frame, first_frame + frames) of a film, or a step of it without frames."""
+
     id: int
     job_id: int
     kind: SegmentKind
@@ -152,6 +158,8 @@ class Lease:
 
 @dataclass(frozen=True, slots=True)
 class NewArtifact:
+    """A finished file that the ledger does not know yet."""
+
     kind: ArtifactKind
     path: str
     size_bytes: int
@@ -171,6 +179,8 @@ class Reused:
 
 @dataclass(frozen=True, slots=True)
 class Artifact:
+    """A published file.  What belongs to the whole job has -1 as its `segment_number`."""
+
     id: int
     job_id: int
     kind: ArtifactKind
@@ -184,6 +194,8 @@ class Artifact:
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
+    """One lease of one segment; open while `ended_at` is None."""
+
     id: int
     segment_id: int
     job_id: int
@@ -202,6 +214,8 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True)
 class Worker:
+    """A worker as of its last beat, and what people want of it (`drain`)."""
+
     name: str
     queue: str
     machine: str
@@ -221,6 +235,8 @@ class Worker:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
+    """What one submit put in."""
+
     id: int
     key: str
     name: str
@@ -234,6 +250,8 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class LedgerEvent:
+    """One line of the ledger's history."""
+
     id: int
     at: float
     event: str

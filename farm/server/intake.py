@@ -383,7 +383,7 @@ def _begin(here: Context, caller: Caller, key: str, raw: bytes) -> Remembered | 
 @router.get("/v1/batches", response_model=BatchList, responses=problems(422))
 def list_batches(caller: Reader, here: Here, limit: Annotated[int, Query(ge=1, le=500)] = 50) -> dict[str, Any]:
     """Batches, newest first."""
-    found = [b for b in read.batches(here.ledger, limit=limit) if caller.sees is None or b.owner == caller.sees]
+    found = read.batches(here.ledger, owner=caller.sees, limit=limit)
     told = accounts(here.ledger, found, here.settings.rates)
     return {"object": "list", "data": [views.batch_view(b, told[b.id]) for b in found]}
 

@@ -8,6 +8,7 @@ import pytest
 
 from farm.errors import NotFound
 from farm.ledger import Ledger, control, crew, moves, read
+from farm.ledger.intake import take_in
 from farm.states import Continuity, JobState, SegmentState
 
 from .scenes import (
@@ -250,6 +251,17 @@ def test_a_batchs_jobs_are_found_and_counted_as_people_see_them(ledger: Ledger) 
     assert control.job_ids_of_batch(ledger, batch_id) == list(ids)
     assert read.batch(ledger, batch_id).jobs == {"queued": 1, "cancelled": 1, "paused": 1}
     assert [batch.id for batch in read.batches(ledger)] == [batch_id]
+
+
+def test_batches_are_chosen_before_they_are_counted_off(ledger: Ledger) -> None:
+    mine = take_in(ledger, [request()], name="b", source="b.csv", owner="ann")
+    for _ in range(2):
+        theirs = take_in(ledger, [request()], name="b", source="b.csv", owner="ben")
+        control.cancel(ledger, theirs.new_job_ids[0])
+    assert [b.id for b in read.batches(ledger, owner="ann", limit=1)] == [mine.batch_id]
+    assert [b.id for b in read.batches(ledger, unfinished=True, limit=1)] == [mine.batch_id]
+    control.cancel(ledger, mine.new_job_ids[0])
+    assert read.batches(ledger, unfinished=True) == []
 
 
 def test_a_late_lease_of_a_cancelled_job_hears_that_it_is_not_wanted(ledger: Ledger) -> None:

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from farm.artifacts import is_staging_name
 from farm.config import Settings
 from farm.ledger.audit.findings import Findings
-from farm.ledger.read import artifact_value
+from farm.ledger.row_values import artifact_value
 from farm.ledger.tables import ArtifactRow, JobRow
 from farm.states import FINISHED, ArtifactKind
 from farm.store import Store
