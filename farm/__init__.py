@@ -16,7 +16,8 @@ __version__ = "0.1.0"
 
 _API = {
     "farm.api": ("Batch", "Farm", "Film", "Job", "jobs", "render", "render_async", "submit", "submit_async"),
-    "farm.omnirt": ("GenerateResult", "audio2video", "generate", "validate"),
+    "farm.omnirt": ("audio2video", "generate", "validate"),
+    "farm.omnirt_records": ("GenerateResult",),
 }
 __all__ = ["__version__", *(name for names in _API.values() for name in names)]
 

@@ -7,9 +7,9 @@ from farm.api import render as render
 from farm.api import render_async as render_async
 from farm.api import submit as submit
 from farm.api import submit_async as submit_async
-from farm.omnirt import GenerateResult as GenerateResult
 from farm.omnirt import audio2video as audio2video
 from farm.omnirt import generate as generate
 from farm.omnirt import validate as validate
+from farm.omnirt_records import GenerateResult as GenerateResult
 
 __version__: str

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from farm import omnirt
+from farm import omnirt_records
 from farm.ledger import Ledger, overview, read
 from farm.ledger.values import Job, LedgerEvent, Segment
 from farm.server import views
@@ -248,7 +248,7 @@ def history_of(ledger: Ledger, job_id: int) -> History:
     lines = read.events(ledger, job_id=job_id, limit=10_000)
     job = read.job(ledger, job_id)
     state = job.state
-    told = omnirt.stream_events(lines, read.segments(ledger, job_id))
+    told = omnirt_records.stream_events(lines, read.segments(ledger, job_id))
     # The job may end between the two readings; then its end is not told yet and will come as an event.
     ended = state in FINISHED and any(line.event == f"job_{state}" for line in lines)
     progress = b"" if ended else progress_text(views.summaries(ledger, [job_id])[0])
@@ -261,10 +261,10 @@ def tell(lines: list[LedgerEvent], segments: dict[int, Segment]) -> tuple[dict[i
     events: dict[int, list[tuple[int, bytes]]] = {}
     ended: set[int] = set()
     for line in lines:
-        for event in omnirt.told_of(line, segments) if line.job_id is not None else ():
+        for event in omnirt_records.told_of(line, segments) if line.job_id is not None else ():
             assert line.job_id is not None
             events.setdefault(line.job_id, []).append((line.id, event_text(event)))
-            if event["event"] in omnirt.ENDS:
+            if event["event"] in omnirt_records.ENDS:
                 ended.add(line.job_id)
             elif event["event"] == "requeue":
                 ended.discard(line.job_id)

@@ -14,7 +14,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
-from farm import omnirt
+from farm import omnirt, omnirt_records
 from farm.accounts import accounts
 from farm.batch import BadRows, Row, RowProblem, read_batch, rows_from
 from farm.errors import InputError, NotEnoughRoom
@@ -176,7 +176,7 @@ def _submit_generate(here: Context, caller: Caller, body: GenerateBody, key: str
 def _sync_answer(here: Context, job_id: int) -> JSONResponse:
     job = read.job(here.ledger, job_id)
     if job.state is JobState.SUCCEEDED:
-        answer = omnirt.result_of(here.ledger, job).to_dict()
+        answer = omnirt_records.result_of(here.ledger, job).to_dict()
         for output in answer["outputs"]:
             output["url"] = f"/v1/jobs/{job.id}/film"
         return JSONResponse(answer)
@@ -187,7 +187,7 @@ def _sync_answer(here: Context, job_id: int) -> JSONResponse:
 def record(here: Context, job_id: int, summaries: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
     """The job's record; its summary is read unless it was already."""
     job = read.job(here.ledger, job_id)
-    answer = omnirt.job_record(here.ledger, job)
+    answer = omnirt_records.job_record(here.ledger, job)
     answer["error"] = views.told(job, answer["error"])
     inputs = answer["request"]["inputs"]
     inputs |= {name: views.input_name(inputs[name]) for name in ("image", "audio")}

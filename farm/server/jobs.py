@@ -13,7 +13,7 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
-from farm import omnirt
+from farm import omnirt_records
 from farm.errors import FileLost, InputError
 from farm.ledger import control, overview, read
 from farm.ledger.values import Artifact, Job
@@ -241,7 +241,7 @@ def show_trace(job_id: str, caller: Reader, here: Here) -> JSONResponse:
         {
             "trace_id": whole["trace_id"],
             "job_id": whole["id"],
-            "task": omnirt.TASK,
+            "task": omnirt_records.TASK,
             "model": job.model,
             "created_at_ms": whole["enqueued_at_ms"],
             "worker_id": whole["worker_id"],

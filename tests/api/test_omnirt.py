@@ -10,7 +10,8 @@ import pytest
 
 import farm
 from farm.errors import InputError
-from farm.omnirt import DEPLOYMENT_KEYS, GenerateRequest, RunReport, read_request
+from farm.omnirt import DEPLOYMENT_KEYS, GenerateRequest, read_request
+from farm.omnirt_records import RunReport
 from tests.farm_process import ROOT
 
 PORTRAIT = str(ROOT / "examples/portraits/astronaut.jpg")
