@@ -26,9 +26,9 @@ from typing import Any, Literal
 
 from farm.batch import RowProblem, read_batch, rows_from
 from farm.config import Settings, load_settings
+from farm.doorbell import ring_owed
 from farm.errors import SomeJobsFailed
 from farm.ledger import Ledger, control, open_ledger, read
-from farm.ledger.crew import take_owed_doorbells
 from farm.ledger.migrate import ensure_current
 from farm.ledger.progress import JobProgress, job_progress
 from farm.ledger.values import Artifact, LedgerEvent
@@ -124,11 +124,7 @@ class Farm:
 
     def ring(self) -> None:
         """Wake the workers for what was put back into a queue.  Without Redis they find it by themselves."""
-        from farm.doorbell import Doorbell
-
-        owed = take_owed_doorbells(self.ledger)
-        if owed:
-            Doorbell(self.settings).ring(owed)
+        ring_owed(self.ledger, self.settings)
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,8 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from farm.config import Settings
+from farm.ledger import Ledger
+from farm.ledger.crew import take_owed_doorbells
 
 log = logging.getLogger(__name__)
 
@@ -124,6 +126,12 @@ class Doorbell:
         """Fail at once where nobody listens; Celery would try again for seconds."""
         with Redis.from_url(self._redis_url, socket_connect_timeout=2, socket_timeout=2) as client:
             client.ping()
+
+
+def ring_owed(ledger: Ledger, settings: Settings, doorbell: Doorbell | None = None) -> bool:
+    """Ring for every doorbell that the ledger owes.  False when Redis does not answer."""
+    owed = take_owed_doorbells(ledger)
+    return not owed or (doorbell or Doorbell(settings)).ring(owed)
 
 
 class Ringer:

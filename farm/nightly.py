@@ -20,10 +20,9 @@ from typing import Any
 from farm import supervisor
 from farm.batch import BadRows, RowProblem
 from farm.config import Settings
-from farm.doorbell import Doorbell
+from farm.doorbell import ring_owed
 from farm.errors import FarmError, InputError
 from farm.ledger import Ledger, control, read
-from farm.ledger.crew import take_owed_doorbells
 from farm.ledger.overview import costs
 from farm.ledger.progress import job_progress
 from farm.ledger.values import ALIVE_SECONDS, Job, JobRequest
@@ -224,9 +223,7 @@ def _take(
     for job in own_jobs(nightly, ledger, OPEN):
         watched.add(job.id)
         control.resume(ledger, job.id)
-    owed = take_owed_doorbells(ledger)
-    if owed:
-        Doorbell(settings).ring(owed)
+    ring_owed(ledger, settings)
     return problems, watched
 
 

@@ -15,13 +15,12 @@ from typing import Any
 
 from farm.batch import BadRows, Row, RowProblem
 from farm.config import Settings
-from farm.doorbell import Doorbell
+from farm.doorbell import Doorbell, ring_owed
 from farm.errors import InputError
 from farm.forecast import Forecast, forecast
 from farm.input_files import look_at_files
 from farm.ledger import Ledger
 from farm.ledger.budget import refuse_bad_budget
-from farm.ledger.crew import take_owed_doorbells
 from farm.ledger.intake import Intake, known_jobs, outputs_in_use, take_in
 from farm.ledger.values import JobRequest
 from farm.roster import user_name
@@ -100,10 +99,7 @@ def submit(
             return Submission(Intake(None, (), ids), tuple(problems), True, len(new), new, foreseen)
     open_store(settings).keep_inputs(_inputs_of(requests))
     intake = take_in(ledger, requests, name=name or Path(source).stem, source=source, owner=user, budget=budget)
-    rang = True
-    if intake.new_job_ids:
-        bell = doorbell or Doorbell(settings)
-        rang = bell.ring(take_owed_doorbells(ledger))
+    rang = not intake.new_job_ids or ring_owed(ledger, settings, doorbell)
     return Submission(intake, tuple(problems), rang, len(intake.new_job_ids), forecasts=foreseen)
 
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import click
 
 from farm.cli.farm_context import Farm
-from farm.doorbell import Doorbell
+from farm.doorbell import ring_owed
 from farm.errors import InputError, NotFound
-from farm.ledger import Ledger, control, crew, read
+from farm.ledger import Ledger, control, read
 
 MOST_IDS = 100_000  # in one range; beyond it somebody mistyped
 
@@ -81,6 +81,4 @@ def move_jobs(farm: Farm, ids: Sequence[int], move: Move) -> None:
         click.echo(f"{move.done}: {', '.join(map(str, moved))}")
     if left:
         click.echo(f"{move.not_done}: {', '.join(map(str, left))}", err=True)
-    queues = crew.take_owed_doorbells(farm.ledger)
-    if queues:
-        Doorbell(farm.settings).ring(queues)
+    ring_owed(farm.ledger, farm.settings)

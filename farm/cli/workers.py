@@ -6,9 +6,9 @@ import click
 
 from farm.cli.farm_context import Farm
 from farm.cli.show import echo_rows, json_option, moment, plain
-from farm.doorbell import Doorbell
+from farm.doorbell import ring_owed
 from farm.errors import LedgerAway, NotFound
-from farm.ledger import control, crew, read
+from farm.ledger import control, read
 from farm.ledger.values import ALIVE_SECONDS
 from farm.roster import find_worker
 from farm.states import WorkerState
@@ -129,7 +129,7 @@ def resume(farm: Farm, name: str) -> None:
         farm workers resume gpu0
     """
     control.resume_worker(farm.ledger, _full_name(farm, name))
-    Doorbell(farm.settings).ring(crew.take_owed_doorbells(farm.ledger))
+    ring_owed(farm.ledger, farm.settings)
 
 
 def _full_name(farm: Farm, name: str) -> str:

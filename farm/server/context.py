@@ -13,10 +13,9 @@ from pydantic import BaseModel
 
 from farm.batch import BadRows
 from farm.config import Settings
-from farm.doorbell import Doorbell
+from farm.doorbell import Doorbell, ring_owed
 from farm.errors import FarmError, InputError, LedgerError, NotEnoughRoom, NotFound, StoreError
 from farm.ledger import Ledger, read
-from farm.ledger.crew import take_owed_doorbells
 from farm.ledger.values import Job
 from farm.server.access import Caller
 from farm.server.crowd import Crowd
@@ -44,9 +43,7 @@ class Context:
         return open_store(self.settings)
 
     def ring(self) -> None:
-        owed = take_owed_doorbells(self.ledger)
-        if owed:
-            self.doorbell.ring(owed)
+        ring_owed(self.ledger, self.settings, self.doorbell)
 
     def uploads_of(self, owner: str) -> Path:
         return folder_of(self.settings, owner)
