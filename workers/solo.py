@@ -1,6 +1,6 @@
 """Workers without Celery and Redis: render what one ledger holds, then end.  `farm render` runs this.
 
-python -m workers.solo MODEL
+python -m workers.solo MODEL PRESET
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from farm.errors import FarmError
 from farm.ledger import open_ledger, read
 from farm.ledger.migrate import ensure_current
 from farm.logs import log_to_stderr
+from farm.models import load_model
 from farm.roster import WorkerSpec, load_roster
 from workers.host.child import die_with_parent
 from workers.runner import make_runner
@@ -23,11 +24,15 @@ log = logging.getLogger(__name__)
 
 
 def specs_for(model: str, preset: str) -> list[WorkerSpec]:
-    """A worker that prepares and assembles, and one that renders: the configured one, or the CPU."""
-    for spec in load_roster():
-        if spec.model == model:
-            return [WorkerSpec(name="cpu"), spec]
-    return [WorkerSpec(name="cpu"), WorkerSpec(name="render", model=model, preset=preset)]
+    """A worker that prepares and assembles, and one that renders: the configured one, or the CPU.
+
+    Where the model is configured for presets of another queue only, its worker is taken with this preset.
+    """
+    queue = load_model(model).queue_for(preset)
+    mine = [spec for spec in load_roster() if spec.model == model]
+    fit = [spec for spec in mine if spec.queue == queue]
+    fit += [spec.model_copy(update={"preset": preset}) for spec in mine]
+    return [WorkerSpec(name="cpu"), *(fit or [WorkerSpec(name="render", model=model, preset=preset)])[:1]]
 
 
 def main(argv: list[str]) -> int:

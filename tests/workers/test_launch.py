@@ -10,6 +10,7 @@ import pytest
 
 from farm.devices import parse_devices
 from workers.host.parent import HostSpec
+from workers.solo import specs_for
 
 ROOT = str(Path(__file__).resolve().parents[2])
 
@@ -105,3 +106,16 @@ def test_an_env_script_is_sourced_first_and_no_argument_is_read_by_the_shell() -
         "/usr/local/Ascend/it's; here/set_env.sh",
         *[sys.executable, "-m", "workers.host.child", "7", "workers.engines.x"],
     ]
+
+
+def test_one_film_is_rendered_by_a_worker_of_its_presets_queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FARM_HOME", str(tmp_path))
+    table = "model = 'soulx-flashhead-1.3b'\npython_executable = '/opt/python'\n"
+    (tmp_path / "workers.toml").write_text(f"[workers.good]\ndevices = 'cuda:0'\n{table}")
+    chosen = {preset: specs_for("soulx-flashhead-1.3b", preset)[1] for preset in ("pro", "lite")}
+    assert {preset: spec.queue for preset, spec in chosen.items()} == {
+        "pro": "soulx-flashhead-1.3b",
+        "lite": "soulx-flashhead-1.3b-lite",
+    }
+    assert {spec.python for spec in chosen.values()} == {"/opt/python"}
+    assert [spec.queue for spec in specs_for("preview", "calm")] == ["cpu", "preview"]
