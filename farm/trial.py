@@ -22,6 +22,7 @@ from farm.errors import FarmError
 from farm.ledger import Ledger, control, read
 from farm.ledger.values import Attempt
 from farm.roster import WorkerSpec
+from farm.states import Event, WorkerState
 from farm.submission import submit
 
 PORTRAIT = Path(__file__).with_name("trial_portrait.jpg")
@@ -42,22 +43,22 @@ def render_everywhere(
     """
     deadline = time.monotonic() + patience_seconds
     seen: dict[str, Attempt] = {}
-    problems: dict[str, str] = {}
+    failed: dict[str, Attempt] = {}
     stuck: dict[str, str] = {}  # by queue
     folder = settings.home / "trials" / time.strftime("%Y%m%d-%H%M%S")
     folder.mkdir(parents=True, exist_ok=True)
     portrait = shutil.copy(PORTRAIT, folder / "portrait.jpg")
     sound = _say_something(folder / "sound.wav")
     for number in range(ROUNDS):
-        missing = [spec for spec in specs if spec.full_name not in seen and spec.full_name not in problems]
+        missing = [spec for spec in specs if spec.full_name not in seen and spec.full_name not in failed]
         renderers = [spec for spec in missing if spec.renders]
         if not missing or time.monotonic() > deadline:
             break
         # A machine whose only missing worker assembles still needs a film for it to assemble.
         cells = [_cells(spec, portrait, sound, number) for spec in renderers or specs if spec.renders]
-        _one_round(ledger, settings, cells, folder, deadline, seen, problems, stuck)
+        _one_round(ledger, settings, cells, folder, deadline, seen, failed, stuck)
     return [
-        _finding(ledger, spec, seen.get(spec.full_name), problems.get(spec.full_name) or stuck.get(spec.queue))
+        _finding(ledger, spec, seen.get(spec.full_name), failed.get(spec.full_name), stuck.get(spec.queue))
         for spec in specs
     ]
 
@@ -82,7 +83,7 @@ def _one_round(
     folder: Path,
     deadline: float,
     seen: dict[str, Attempt],
-    problems: dict[str, str],
+    failed: dict[str, Attempt],
     stuck: dict[str, str],
 ) -> None:
     everywhere = settings.model_copy(update={"input_roots": [], "output_roots": []})  # the files are our own
@@ -100,23 +101,29 @@ def _one_round(
                 control.cancel(ledger, job_id, reason="the trial took too long")
     for job_id in ids:
         for attempt in read.attempts(ledger, job_id):
-            if attempt.outcome == "succeed":
+            if attempt.outcome == Event.SUCCEED.value:
                 seen[attempt.worker] = attempt
             elif attempt.strike or attempt.failure in ("input", "encoder"):
-                problems[attempt.worker] = attempt.reason or "it failed without a word"
+                failed[attempt.worker] = attempt
 
 
-def _finding(ledger: Ledger, spec: WorkerSpec, attempt: Attempt | None, problem: str | None) -> Finding:
+def _finding(
+    ledger: Ledger, spec: WorkerSpec, attempt: Attempt | None, failed: Attempt | None, stuck: str | None
+) -> Finding:
+    """What the trial of one worker came to: its attempt that succeeded, one that failed, why its queue is stuck."""
     what = f"film by {spec.name}"
-    if problem is not None and attempt is None:
-        return Finding(what, "wrong", problem, f"see `farm logs {spec.name}`")
+    if failed is not None and attempt is None:
+        reason = failed.reason or "it failed without a word"
+        return Finding(what, "wrong", reason, f"`farm logs {failed.job_id} --raw` tells more")
+    if stuck is not None and attempt is None:
+        return Finding(what, "wrong", stuck)
     if attempt is not None and spec.renders:
         speed = attempt.frames / attempt.device_seconds if attempt.device_seconds else 0.0
         return Finding(what, "well", f"{attempt.frames} frames on {attempt.device}, {speed:.1f} a second")
     if attempt is not None:
         return Finding(what, "well", "prepared or assembled")
     alive = next((w for w in read.workers(ledger) if w.name == spec.full_name), None)
-    if alive is None or alive.state.value in ("stopped", "lost"):
+    if alive is None or alive.state in (WorkerState.STOPPED, WorkerState.LOST):
         return Finding(what, "wrong", "it does not run", "`farm up` starts it")
     told = f"; it says: {alive.reason}" if alive.reason else ""
     return Finding(
