@@ -312,13 +312,14 @@ class Runner:
         """A film's frames all come from one version of the engine: ours from now on."""
         log.warning("%s: %s; the film begins again", lease.label, error)
         try:
-            if not begin_again(self.ledger, lease, str(error)):
+            begun = begin_again(self.ledger, lease, str(error))
+            if not begun:
                 sentence = f"{error}; workers of queue {self.queue} take turns with it: upgrade them all, then retry"
                 moves.release(self.ledger, lease, Decision(Event.FAIL, sentence, "engine"))
         except LeaseLost:
             self._drop(lease, "the lease was lost meanwhile")
             return
-        self.announcer.failed(lease, str(error), retried=True)
+        self.announcer.failed(lease, str(error), retried=begun)
 
     def _release(self, lease: Lease, error: Exception, began: float) -> None:
         """Tell the ledger how the attempt ended and do to the host what the error asks for."""
