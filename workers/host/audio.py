@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from farm.errors import EngineError
+from workers.engines.contract import DRIVING_RATE
 
 KEPT_SECONDS = 30  # of a live session's past; the engines look back eight at most
-_RATE = 16_000
 _SAMPLE_BYTES = 4
 
 
@@ -70,7 +70,7 @@ class GrowingSound:
     def append(self, pcm: bytes) -> None:
         """Samples that were heard next, 16 bit little endian."""
         heard = np.frombuffer(pcm, "<i2").astype(np.float32) / 32768.0
-        self._kept = np.concatenate([self._kept, heard])[-KEPT_SECONDS * _RATE :]
+        self._kept = np.concatenate([self._kept, heard])[-KEPT_SECONDS * DRIVING_RATE :]
         self._end += len(heard)
 
     def read(self, start: int, stop: int) -> npt.NDArray[np.float32]:

@@ -7,13 +7,11 @@ a module with `make_engine(settings)`.
 Parent says                                   Child answers
   load   {settings}                             ready {description, report}     or  error {kind, message}
   render {film, first_frame, frames} + carry    chunk {frames, seconds} ...     then  done {…} + carry and last frame,
-         and the encoder's pipe as a descriptor                                 + last frame
-                                                                                or  stopped, or  error {kind, message}
+         and the encoder's pipe as a descriptor                                 or  stopped, or  error {kind, message}
   live   {film}                                 begun {}                        or  error
     speech + samples                              frames {count, seconds} + frames  or  error, which ends the session
     end                                           ended {}
   stop                                          (the render ends at its next chunk boundary)
-  ping                                          pong, from a thread that a render does not block
 """
 
 from __future__ import annotations
@@ -130,8 +128,6 @@ class Child:
                     self._render(message, blob, fds)
                 elif word == "live":
                     self._live(message["film"])
-                elif word == "exit":
-                    return
             except HungUp:
                 return
             except BaseException as error:
@@ -146,9 +142,7 @@ class Child:
             while True:
                 message, blob, fds = self.wire.receive()
                 word = message["say"]
-                if word == "ping":
-                    self.wire.send({"say": "pong"})
-                elif word == "stop":
+                if word == "stop":
                     self.stopping.set()
                 else:
                     if word == "render":

@@ -136,6 +136,7 @@ class Host:
         self._chunk_seconds: list[float] = []
         self._sizes_seen: set[tuple[int, int]] = set()
         self._claim: Claim | None = None
+        self._log_start = 0  # where in the log this child's words begin
 
     @property
     def pid(self) -> int | None:
@@ -361,8 +362,7 @@ def _listen(wire: Wire, inbox: queue.Queue[tuple[dict[str, Any], bytes] | None])
             message, blob, fds = wire.receive()
             for fd in fds:
                 os.close(fd)
-            if message.get("say") != "pong":
-                inbox.put((message, blob))
+            inbox.put((message, blob))
     except (HungUp, ValueError):
         inbox.put(None)
 
