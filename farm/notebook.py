@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from farm.ledger.progress import JobProgress
-from farm.states import FINISHED
+from farm.states import FINISHED, JobState
 
 INLINE_LIMIT_BYTES = 32 << 20  # a larger film would swell the notebook's file
 
@@ -55,8 +55,8 @@ def share_of(progress: Sequence[JobProgress]) -> float:
 
 def describe(progress: Sequence[JobProgress]) -> str:
     """One line: `1 of 3 films, 42 %, 0:12 left; a talk: segment 2/5 on gpu0@box`."""
-    films = sum(p.job.state == "succeeded" for p in progress)
-    failed = sum(p.job.state == "failed" for p in progress)
+    films = sum(p.job.state is JobState.SUCCEEDED for p in progress)
+    failed = sum(p.job.state is JobState.FAILED for p in progress)
     text = f"{films} of {len(progress)} films, {share_of(progress):.0%}"
     left = [p.seconds_left for p in progress if p.seconds_left is not None]
     if left:

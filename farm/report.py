@@ -22,7 +22,7 @@ from farm.ledger.overview import Span
 from farm.ledger.progress import JobProgress, job_progress
 from farm.ledger.values import Artifact, Batch
 from farm.rates import price
-from farm.states import ArtifactKind, JobState
+from farm.states import ArtifactKind, Event, JobState, SegmentKind
 from farm.store import Store, open_store
 
 POSTER_WIDTH = 160
@@ -296,11 +296,11 @@ def _timeline(spans: Sequence[Span]) -> str:
 
 
 def _kind(span: Span) -> str:
-    return span.kind.value if span.outcome in (None, "succeed") else "gone"
+    return span.kind.value if span.outcome in (None, Event.SUCCEED.value) else "gone"
 
 
 def _label(span: Span) -> str:
-    what = f"segment {span.number + 1}" if span.kind == "render" else span.kind.value
+    what = f"segment {span.number + 1}" if span.kind is SegmentKind.RENDER else span.kind.value
     took = clock(span.ended_at - span.started_at) if span.ended_at is not None else "runs"
     return f"{span.job_name}, {what}, {took}" + (f": {span.reason}" if span.reason else "")
 

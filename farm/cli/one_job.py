@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import click
@@ -9,9 +10,9 @@ import click
 from farm.cli.farm_context import Farm
 from farm.cli.show import console, echo_json, echo_rows, json_option, length, moment, plain, times
 from farm.ledger import read
-from farm.ledger.progress import job_progress
-from farm.ledger.values import Job
-from farm.states import ArtifactKind, SegmentKind
+from farm.ledger.progress import JobProgress, job_progress
+from farm.ledger.values import Artifact, Attempt, Job, LedgerEvent, Segment
+from farm.states import ArtifactKind, Event, SegmentKind
 
 
 def job_as_json(job: Job) -> dict[str, Any]:
@@ -48,6 +49,15 @@ def show_job(farm: Farm, job_id: int, history: bool, as_json: bool) -> None:
         )
         return
     (progress,) = job_progress(farm.ledger, [job_id])
+    _say_facts(progress)
+    _say_segments(segments, attempts)
+    _say_files(artifacts)
+    if history:
+        _say_events(events, {s.id: s for s in segments})
+
+
+def _say_facts(progress: JobProgress) -> None:
+    job = progress.job
     facts = {
         "job": f"{job.id} (row {job.row_number} of batch {job.batch_id})",
         "name": job.name,
@@ -68,33 +78,33 @@ def show_job(farm: Farm, job_id: int, history: bool, as_json: bool) -> None:
         "finished": moment(job.finished_at),
     }
     out = console()
-    for key, value in facts.items():
+    for key, value in [*facts.items(), *(("note", note) for note in job.notes)]:
         if value:
             out.print(f"[dim]{key:<10}[/dim] ", end="")
             out.print(value, markup=False)
-    for note in job.notes:
-        out.print("[dim]note      [/dim] ", end="")
-        out.print(note, markup=False)
-    numbers = {s.id: s for s in segments}
+
+
+def _say_segments(segments: Sequence[Segment], attempts: Sequence[Attempt]) -> None:
+    last = {a.segment_id: a for a in attempts}  # attempts are in their order, so the last of each segment stays
+    published_by = {a.segment_id: a.worker for a in attempts if a.outcome == Event.SUCCEED.value}
     rows = [
         {
-            "segment": _segment_name(s.kind, s.number),
+            "segment": _segment_name(s),
             "frames": f"{s.first_frame}-{s.first_frame + s.frames - 1}" if s.frames else "",
             "state": s.state.value,
             "attempts": s.attempt,
-            "worker": s.leased_by
-            or next((a.worker for a in reversed(attempts) if a.segment_id == s.id and a.outcome == "succeed"), ""),
-            "seconds": next((a.device_seconds for a in reversed(attempts) if a.segment_id == s.id), None),
+            "worker": s.leased_by or published_by.get(s.id, ""),
+            "seconds": last[s.id].device_seconds if s.id in last else None,
             "reason": s.reason,
         }
         for s in segments
     ]
-    echo_rows(
-        rows,
-        as_json=False,
-        columns=("segment", "frames", "state", "attempts", "worker", "seconds", "reason"),
-        empty="",
-    )
+    columns = ("segment", "frames", "state", "attempts", "worker", "seconds", "reason")
+    echo_rows(rows, as_json=False, columns=columns, empty="")
+
+
+def _say_files(artifacts: Sequence[Artifact]) -> None:
+    """The job's own files, without those of each segment."""
     files = [
         {"artifact": a.kind.value, "bytes": a.size_bytes, "path": a.path}
         for a in artifacts
@@ -102,22 +112,24 @@ def show_job(farm: Farm, job_id: int, history: bool, as_json: bool) -> None:
     ]
     if files:
         echo_rows(files, as_json=False, columns=("artifact", "bytes", "path"), empty="")
-    if history:
-        lines = [
-            {
-                "at": moment(e.at),
-                "event": e.event,
-                "segment": _segment_name(numbers[e.segment_id].kind, numbers[e.segment_id].number)
-                if e.segment_id in numbers
-                else "",
-                "attempt": e.attempt,
-                "worker": e.worker,
-                "detail": e.detail,
-            }
-            for e in events
-        ]
-        echo_rows(lines, as_json=False, columns=("at", "event", "segment", "attempt", "worker", "detail"), empty="")
 
 
-def _segment_name(kind: SegmentKind, number: int) -> str:
-    return str(number + 1) if kind is SegmentKind.RENDER else kind.value
+def _say_events(events: Sequence[LedgerEvent], segments: Mapping[int, Segment]) -> None:
+    rows = [
+        {
+            "at": moment(e.at),
+            "event": e.event,
+            "segment": _segment_name(segments[e.segment_id])
+            if e.segment_id is not None and e.segment_id in segments
+            else "",
+            "attempt": e.attempt,
+            "worker": e.worker,
+            "detail": e.detail,
+        }
+        for e in events
+    ]
+    echo_rows(rows, as_json=False, columns=("at", "event", "segment", "attempt", "worker", "detail"), empty="")
+
+
+def _segment_name(segment: Segment) -> str:
+    return str(segment.number + 1) if segment.kind is SegmentKind.RENDER else segment.kind.value
