@@ -16,12 +16,12 @@ from typing import Any
 
 from farm.errors import FarmError
 from farm.media.probe import probe_audio, probe_image
+from farm.media.sound import RATE
 from farm.models import ModelSpec
 from farm.roster import WorkerSpec
 from farm.weights import verify_folder
 
 PROBE_SECONDS = 120.0
-SPEECH_RATE = 16_000  # Hz, at which every model listens
 HEADROOM = 0.95  # of a card's memory that a model may need
 
 # Asked of a model's interpreter.  It prints one JSON object; importing torch may take a minute on a cold disk.
@@ -313,11 +313,9 @@ def _picture(path: Path, width: int, height: int, model: ModelSpec) -> Iterator[
 
 def _sound(path: Path, rate: int, channels: int, seconds: float) -> Iterator[Finding]:
     shown = f"{rate} Hz, {channels} channel{'s' if channels > 1 else ''}, {seconds:.1f} s"
-    if rate < SPEECH_RATE:
-        found = f"{shown}: models listen at {SPEECH_RATE} Hz, and what a lower rate left out cannot be won back"
-        yield Finding(
-            str(path), "mind", found, f"record at {SPEECH_RATE} Hz or more; converting this file does not help"
-        )
+    if rate < RATE:
+        found = f"{shown}: models listen at {RATE} Hz, and what a lower rate left out cannot be won back"
+        yield Finding(str(path), "mind", found, f"record at {RATE} Hz or more; converting this file does not help")
     else:
         yield Finding(str(path), "well", f"{shown}; the farm converts it itself")
 

@@ -26,10 +26,10 @@ from farm.planning import Part, PlannedSegment, Stretch, choose_cuts, digest_of,
 from farm.reuse import key_of
 from farm.states import ArtifactKind, Continuity
 from farm.store import Store
+from workers.engines.contract import DRIVING_RATE
 from workers.host.audio import DrivingFile
 from workers.portrait import normalise
 
-DRIVING_RATE = 16_000
 DRIVING_NAME = "driving.f32"
 SILENT_PEAK = 1e-4  # of full scale, -80 dB
 

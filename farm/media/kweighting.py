@@ -9,8 +9,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-RATE = 16_000
-BLOCK = 1_600
+RATE = 16_000  # Hz, of what drives every engine
+BLOCK = 1_600  # samples, 100 ms: one power of the loudness
 # Tables 1 and 2 of the recommendation, given there for 48 kHz: a high shelf (the head), then a high pass.
 TABLE_RATE = 48_000
 SHELF_B, SHELF_A = (1.53512485958697, -2.69169618940638, 1.19839281085285), (1.0, -1.69065929318241, 0.73248077421585)

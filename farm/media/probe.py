@@ -90,9 +90,7 @@ def probe_image(path: Path) -> ImageInfo:
     except PermissionError:
         raise InputError(f"{path} may not be read by this user.") from None
     except Image.DecompressionBombError:
-        raise InputError(
-            f"{path} has too many pixels; the limit is {MAX_PICTURE_PIXELS // 1_000_000} million."
-        ) from None
+        raise _too_many_pixels(path) from None
     except (OSError, SyntaxError, ValueError, KeyError, IndexError, TypeError) as error:  # Pillow on damaged headers
         raise InputError(f"{path} is a damaged picture ({_reason(error)}).") from None
     return ImageInfo(height, width, name) if sideways else ImageInfo(width, height, name)

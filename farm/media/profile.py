@@ -51,11 +51,6 @@ class EncoderProfile:
         """SHA-256 of the profile, in hex; segments with different ones are never joined by copying."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()
 
-    @property
-    def frame_ticks(self) -> int:
-        """Length of a frame on the film's clock."""
-        return round(self.video_track_timescale / Fraction(*self.fps))
-
 
 def default_profile(width: int, height: int, fps: tuple[int, int], codec: str = SOFTWARE) -> EncoderProfile:
     """The profile of a new job: an IDR frame every two seconds.  Raises ValueError for odd sizes."""

@@ -13,11 +13,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from farm.media.kweighting import POWER_RESPONSE
+from farm.media.kweighting import BLOCK, POWER_RESPONSE
+from farm.media.kweighting import RATE as RATE
 
-RATE = 16_000  # Hz
 WINDOW = 320  # samples, 20 ms: one level of the pause map
-BLOCK = 1_600  # samples, 100 ms: one power of the loudness
 STEP = 16_000  # samples taken at a time; a multiple of both
 SILENT_DB = -120
 

@@ -20,6 +20,7 @@ from fastapi.responses import JSONResponse
 
 from farm.errors import EngineError, FarmError, InputError
 from farm.ledger.keys import Scope
+from farm.media.sound import RATE
 from farm.models import LiveSpec, ModelSpec, load_model
 from farm.server.access import Caller, Gate, admit_socket
 from farm.server.context import Context
@@ -28,7 +29,6 @@ from farm.server.live import LiveSession, NoHost
 router = APIRouter()
 
 SOUND, PICTURES = b"AUDI", b"VIDX"
-RATE = 16_000  # Hz
 DEFAULT_SEED = 9999
 _WAITING = 4  # messages of a client that are taken in before the first of them is answered
 _SEEDS = range(0, 1 << 31)

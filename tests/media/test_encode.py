@@ -196,7 +196,7 @@ def test_a_profile_survives_json_and_tells_every_frame_exactly(fps: tuple[int, i
     profile = default_profile(512, 768, fps)
     assert EncoderProfile.from_json(profile.to_json()) == profile
     assert json.loads(profile.to_json())["codec"] == "libx264"
-    assert Fraction(profile.video_track_timescale) / Fraction(*fps) == profile.frame_ticks
+    assert (profile.video_track_timescale / Fraction(*fps)).denominator == 1
     assert profile.video_track_timescale >= 10_000
 
 
