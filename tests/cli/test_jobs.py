@@ -222,3 +222,11 @@ def test_a_ledger_that_is_away_kills_no_worker(farm: Farm, monkeypatch: pytest.M
     said = farm("workers", "check", "preview")
     assert said.exit_code == 0 and "does not answer" in said.stderr
     assert farm("workers", "check", "preview", "--ready").exit_code == 1
+
+
+def test_two_spaces_of_a_films_name_stay_in_lists(farm: Farm, media: Path) -> None:
+    rows = media / "rows.csv"
+    rows.write_text('portrait,audio,name,output\nanna.png,one.wav,"two  spaces","a  b.mp4"\n', encoding="utf-8")
+    farm("submit", str(rows))
+    assert "\ttwo  spaces\t" in farm("jobs", "list").stdout
+    assert f"film       {media / 'a  b.mp4'}\n" in farm("jobs", "show", "1").stdout
