@@ -22,7 +22,7 @@ from farm.ledger.values import Lease
 from farm.logs import log_ids
 from farm.processes import kill_group
 from farm.reaper import Reaper
-from farm.retry import Decision, decide
+from farm.retry import Decision, backoff, decide
 from farm.roster import WorkerSpec, machine_name
 from farm.states import Event, SegmentKind, WorkerState
 from farm.store import open_store
@@ -34,6 +34,7 @@ from workers.heart import Heart, LeaseWatch
 from workers.live_turns import LiveTurns
 from workers.rendering import RenderedSegment, Renderer
 from workers.room import Room
+from workers.sight import SIGHT_SECONDS, Sight
 from workers.warming import Loader, make_renderer
 
 log = logging.getLogger(__name__)
@@ -60,6 +61,7 @@ class Runner:
         self.policy = settings.retry.policy()
         self._store = open_store(settings)
         self._room = Room(settings, self._store)
+        self._sight = Sight(settings, ledger, self.queue)
         self.announcer: Announcer = announcer or Silence()
         with log_ids(worker=self.name):
             self._ringer = Ringer(doorbell) if doorbell is not None else None
@@ -197,9 +199,9 @@ class Runner:
         if sick is not None:
             self.heart.say(WorkerState.SICK, sick)
             return False
-        no_room = self._room.why_none()
-        if no_room is not None:
-            self.heart.say(WorkerState.IDLE, no_room)
+        nothing = self._room.why_none() or self._sight.why_none()
+        if nothing is not None:
+            self.heart.say(WorkerState.IDLE, nothing)
             return False
         if self._renderer is None or self._loader is None or self._renderer.is_warm:
             return True
@@ -214,6 +216,10 @@ class Runner:
         began = time.monotonic()
         log.info("%s: begins, attempt %d", lease.label, lease.attempt)
         try:
+            unseen = self._sight.why_others(lease)
+            if unseen is not None:
+                self._leave_to_others(lease, unseen)
+                return
             result = self._perform(lease, watch)
         except LeaseLost:
             self._drop(lease, "the lease is lost; its new owner goes on")
@@ -308,6 +314,14 @@ class Runner:
         for number in error.paths:
             render_again(self.ledger, lease.job.id, number, str(error))
 
+    def _leave_to_others(self, lease: Lease, why: str) -> None:
+        """Another machine may see what this one does not; meanwhile this one takes what else there is."""
+        log.error("%s: %s", lease.label, why)
+        tried = sum(a.failure == "store" for a in read.attempts(self.ledger, lease.job.id))
+        pause = backoff(tried + 1, self.policy.base_delay_seconds, min(self.policy.max_delay_seconds, SIGHT_SECONDS))
+        moves.release(self.ledger, lease, Decision(Event.INTERRUPT, why, "store", pause))
+        self.announcer.failed(lease, why, retried=True)
+
     def _begin_again(self, lease: Lease, error: EngineChanged) -> None:
         """A film's frames all come from one version of the engine: ours from now on."""
         log.warning("%s: %s; the film begins again", lease.label, error)
@@ -356,9 +370,7 @@ class Runner:
         """Whether there is another worker, be it busy or loading, that did not refuse a segment of this job."""
         tried = read.attempts(self.ledger, lease.job.id)
         refused = {a.worker for a in tried if a.strike and a.failure == "encoder"} | {self.name}
-        at_work = (WorkerState.LOADING, WorkerState.IDLE, WorkerState.RENDERING)
-        crew_now = [w for w in read.workers(self.ledger) if w.queue == self.queue and w.drain is None]
-        return any(w.state in at_work and w.name not in refused for w in crew_now)
+        return any(w.name not in refused for w in read.workers_at_work(self.ledger, self.queue))
 
     def _drop(self, lease: Lease, why: str) -> None:
         log.warning("%s: dropped: %s", lease.label, why)

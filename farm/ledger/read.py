@@ -99,6 +99,13 @@ def artifact(ledger: Ledger, job_id: int, kind: ArtifactKind) -> Artifact:
     return found[-1]
 
 
+def newest_places(ledger: Ledger, *, limit: int = 5) -> list[str]:
+    """Where the files lie that were published last, films aside: those go where their rows say."""
+    query = select(ArtifactRow.path).where(ArtifactRow.kind != ArtifactKind.FILM)
+    with ledger.read() as session:
+        return list(session.scalars(query.order_by(ArtifactRow.id.desc()).limit(limit)))
+
+
 def films(ledger: Ledger, job_ids: Iterable[int]) -> dict[int, Artifact]:
     """The published film of each job that has one."""
     with ledger.read() as session:
@@ -168,6 +175,12 @@ def events(
 def workers(ledger: Ledger) -> list[Worker]:
     with ledger.read() as session:
         return [worker_value(row) for row in session.scalars(select(WorkerRow).order_by(WorkerRow.name))]
+
+
+def workers_at_work(ledger: Ledger, queue: str) -> list[Worker]:
+    """A queue's workers that take work, be they busy or loading."""
+    at_work = (WorkerState.LOADING, WorkerState.IDLE, WorkerState.RENDERING)
+    return [one for one in workers(ledger) if one.queue == queue and one.drain is None and one.state in at_work]
 
 
 def running(ledger: Ledger, job_ids: Sequence[int] = ()) -> list[Segment]:

@@ -6,15 +6,20 @@ import secrets
 from pathlib import Path
 
 import pytest
+from sqlalchemy import update
 
 from farm.config import StoreSettings
-from farm.ledger import read
+from farm.ledger import crew, open_ledger, read
+from farm.ledger.migrate import upgrade
+from farm.ledger.tables import WorkerRow
 from farm.media.verify import frame_hashes
 from farm.states import ArtifactKind, JobState
-from farm.store import deliver, open_store
+from farm.store import deliver, open_store, why_unseen
 from tests.conftest import S3Server
 from tests.system.wire import wire_to
 from tests.workers.conftest import SmallFarm, running, wait_until
+
+OTHER_MACHINE = {"machine": "other", "pid": 1, "incarnation": "1", "device": "cpu", "info": {}}
 
 
 def keep_in_bucket(farm: SmallFarm, server: S3Server, endpoint: str | None = None, patience: float = 30.0) -> None:
@@ -85,3 +90,63 @@ def test_a_worker_whose_store_is_away_takes_nothing_says_why_and_goes_on_later(
     outcomes = [outcome for _, outcome in farm.outcomes(job_id)]
     assert outcomes[:tried] == ["interrupt"] * tried and outcomes.count("succeed") == farm.job(job_id).segments_total
     assert farm.job(job_id).failure is None and not any(a.strike for a in read.attempts(farm.ledger, job_id))
+
+
+def test_a_machine_that_does_not_see_the_others_files_takes_nothing_and_says_so(
+    farm: SmallFarm, postgres_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workers.sight.AGAIN_SECONDS", 0.1)
+    farm.ledger.close()
+    farm.ledger = open_ledger(postgres_url)
+    upgrade(farm.ledger)
+    crew.say_hello(farm.ledger, name="fake@other", queue="fake", **OTHER_MACHINE)
+    job_id = farm.planned()
+    shared, elsewhere = farm.settings.artifacts_dir, tmp_path / "elsewhere"
+    shared.rename(elsewhere)
+    with running(farm.cpu_runner(), farm.runner()):
+        for name in ("cpu@box", "fake@box"):
+            wait_until(
+                lambda name=name: [
+                    w for w in read.workers(farm.ledger) if w.name == name and "does not see" in (w.reason or "")
+                ],
+                f"{name} to say what is wrong",
+            )
+        assert farm.outcomes(job_id) == []
+        shared.rmdir()  # each worker makes its own where none is
+        elsewhere.rename(shared)
+        job = farm.wait_for(job_id, JobState.SUCCEEDED, JobState.FAILED)
+    assert (job.state, job.reason) == (JobState.SUCCEEDED, None)
+
+
+@pytest.mark.slow
+def test_a_job_whose_files_a_machine_does_not_see_is_left_to_others_and_keeps_no_other_job_back(
+    farm: SmallFarm, postgres_url: str, tmp_path: Path
+) -> None:
+    farm.ledger.close()
+    farm.ledger = open_ledger(postgres_url)
+    upgrade(farm.ledger)
+    farm.change("retry", base_delay_seconds=0.5, max_delay_seconds=2.0)
+    unseen, seen = farm.planned("unseen"), farm.planned("seen")
+    folder = open_store(farm.settings).folder(unseen).path
+    folder.rename(tmp_path / "elsewhere")
+    crew.say_hello(farm.ledger, name="fake@other", queue="fake", **OTHER_MACHINE)
+    tomorrow = update(WorkerRow).where(WorkerRow.name == "fake@other").values(beat_at=farm.ledger.now() + 86_400.0)
+    farm.ledger.write(lambda session: session.execute(tomorrow))  # it lives, however slow this test is
+    with running(farm.cpu_runner(), farm.runner()):
+        assert farm.wait_for(seen, JobState.SUCCEEDED, JobState.FAILED).state is JobState.SUCCEEDED
+        wait_until(lambda: farm.outcomes(unseen), "the worker to ask for the other job")
+        (tmp_path / "elsewhere").rename(folder)
+        job = farm.wait_for(unseen, JobState.SUCCEEDED, JobState.FAILED)
+    assert (job.state, job.reason) == (JobState.SUCCEEDED, None)
+    left = [a for a in read.attempts(farm.ledger, unseen) if a.failure == "store"]
+    assert left and all(not a.strike and f"box does not see {folder}" in str(a.reason) for a in left)
+
+
+def test_one_folder_of_the_others_that_is_there_will_do(tmp_path: Path) -> None:
+    there, gone = tmp_path / "7" / "poster.jpg", tmp_path / "8" / "poster.jpg"
+    there.parent.mkdir()
+    assert why_unseen([], "box") is None
+    assert why_unseen([str(gone), str(there)], "box") is None
+    assert why_unseen(["s3://bucket/8/poster.jpg"], "box") is None
+    said = why_unseen([str(gone)], "box")
+    assert said is not None and f"box does not see {gone.parent}" in said and "farm db relocate" in said
