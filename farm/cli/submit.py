@@ -174,5 +174,5 @@ def _say_submission(farm: Farm, done: Submission) -> None:
         click.echo(f"{len(known)} {what} already; --again would render them anew")
         if ended:
             click.echo(f"{len(ended)} of them failed; `farm jobs retry {ended[-1].id}` tries one again")
-    if new and not done.rang:
+    if new and not done.rang and read.stuck(farm.ledger):
         click.echo("`farm up` starts the workers, which will find these jobs.", err=True)

@@ -9,9 +9,9 @@ from farm.cli.show import echo_rows, json_option, moment, plain
 from farm.doorbell import ring_owed
 from farm.errors import LedgerAway, NotFound
 from farm.ledger import control, read
-from farm.ledger.values import ALIVE_SECONDS
+from farm.ledger.values import ALIVE_SECONDS, Segment
 from farm.roster import find_worker
-from farm.states import WorkerState
+from farm.states import SegmentKind, WorkerState
 
 
 @click.group()
@@ -35,6 +35,7 @@ def list_workers(farm: Farm, as_json: bool) -> None:
         farm workers list --json | jq .state
     """
     now = farm.ledger.now()
+    held = {} if as_json else {segment.id: segment for segment in read.running(farm.ledger)}
     rows = []
     for w in read.workers(farm.ledger):
         if as_json:
@@ -46,14 +47,22 @@ def list_workers(farm: Farm, as_json: bool) -> None:
                     "queue": w.queue,
                     "device": w.info.get("device") or w.device,
                     "state": w.state.value,
-                    "segment": w.segment_id,
+                    "holds": _what(held.get(w.segment_id or 0)),
                     "beat": f"{max(0, now - w.beat_at):.0f} s ago",
                     "since": moment(w.started_at),
                     "note": w.reason,
                 }
             )
-    columns = ("name", "queue", "device", "state", "segment", "beat", "since", "note")
+    columns = ("name", "queue", "device", "state", "holds", "beat", "since", "note")
     echo_rows(rows, as_json=as_json, columns=columns, empty="no worker has said hello yet; `farm up` starts them")
+
+
+def _what(segment: Segment | None) -> str:
+    if segment is None:
+        return ""
+    if segment.kind is SegmentKind.RENDER:
+        return f"job {segment.job_id} segment {segment.number + 1}"
+    return f"job {segment.job_id} {segment.kind}"
 
 
 @workers.command()
