@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from farm.cli.farm_context import Farm
+from farm.config import load_settings
 from farm.errors import InputError, LedgerError
 from farm.ledger import migrate, open_ledger, repair
 from farm.ledger.audit import audit
@@ -109,6 +110,24 @@ def backup(farm: Farm, target: Path) -> None:
     """
     repair.back_up(farm.ledger, target)
     click.echo(f"{target}, {target.stat().st_size / 1e6:.1f} MB; now copy {open_store(farm.settings).where}")
+
+
+@db.command(name="copy")
+@click.argument("url")
+@click.pass_obj
+def copy_ledger(farm: Farm, url: str) -> None:
+    """Copy the ledger into the empty database at URL, such as from SQLite into PostgreSQL.  No worker may run.
+
+    Jobs, films and keys keep their numbers, and open jobs go on there.  Artifacts stay where they are.
+
+    \b
+    Example:
+        farm db copy postgresql://farm:PASSWORD@db.example.org/farm
+    """
+    target = open_ledger(load_settings(ledger_url=url).ledger)
+    migrate.ensure_current(target)
+    count = repair.copy_into(farm.ledger, target)
+    click.echo(f"{count} jobs copied; now set ledger_url (or FARM_LEDGER_URL) to the new one on every machine")
 
 
 @db.command()
