@@ -263,6 +263,9 @@ class Left:
     what: str
     sentence: str
 
+    def __str__(self) -> str:
+        return self.sentence if self.sentence.startswith(self.what) else f"{self.what}: {self.sentence}"
+
 
 @dataclass(frozen=True, slots=True)
 class RowSet:

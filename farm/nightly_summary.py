@@ -139,7 +139,7 @@ def as_text(summary: Summary) -> str:
         lines += _some([f"  job {job.job}  {job.name}: {job.reason}" for job in summary.failed])
     if summary.problems:
         lines += ["", "Could not be taken:"]
-        lines += _some([f"  {problem.what}: {problem.sentence}" for problem in summary.problems])
+        lines += _some([f"  {problem}" for problem in summary.problems])
     if summary.left:
         lines += ["", "Left; it goes on where it stopped when the window opens again:"]
         lines += _some([f"  job {job.job}  {job.name}: {job.state}, {job.share:.0%} rendered" for job in summary.left])

@@ -80,7 +80,7 @@ def _say_forecast(told: Nightly, forecast: NightForecast) -> None:
     if forecast.replaced:
         click.echo(f"{forecast.replaced} unfinished would be begun anew: their lectures were changed.")
     for problem in forecast.problems:
-        click.echo(f"cannot be taken: {problem.what}: {problem.sentence}", err=True)
+        click.echo(f"cannot be taken: {problem}", err=True)
 
 
 def _how_long(told: Nightly, forecast: NightForecast) -> str:
