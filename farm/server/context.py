@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import Depends, FastAPI, HTTPException, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
@@ -91,6 +93,9 @@ async def _context(request: Request) -> Context:
 Here = Annotated[Context, Depends(_context)]
 
 
+TOLD_AT_ONCE = 5  # of what is wrong with one request
+
+
 class Problem(BaseModel):
     """Why a request was refused, in words."""
 
@@ -120,6 +125,19 @@ def answer_errors(app: FastAPI) -> None:
         if isinstance(error, BadRows):
             body["problems"] = [{"row": p.row, "sentence": p.sentence} for p in error.problems]
         return JSONResponse(body, status_of(error))
+
+    @app.exception_handler(RequestValidationError)
+    def of_the_request(request: Request, error: RequestValidationError) -> JSONResponse:
+        """One sentence, as for every other refusal; the framework's own answer is a list."""
+        wrong = [f"{_where(each['loc'])}: {each['msg'][:1].lower()}{each['msg'][1:]}" for each in error.errors()]
+        more = f"; and {len(wrong) - TOLD_AT_ONCE} more" if len(wrong) > TOLD_AT_ONCE else ""
+        return JSONResponse({"detail": "; ".join(wrong[:TOLD_AT_ONCE]) + more}, 422)
+
+
+def _where(place: Sequence[int | str]) -> str:
+    """`query.limit` is `limit` for people; of what is no JSON the place is a character."""
+    parts = [str(part) for part in place]
+    return ".".join(parts) if parts[-1].isdigit() and len(parts) == 2 else ".".join(parts[1:] or parts)
 
 
 def status_of(error: FarmError) -> int:

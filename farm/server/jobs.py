@@ -17,6 +17,7 @@ from farm import omnirt_records
 from farm.errors import FileLost, InputError
 from farm.ledger import control, overview, read
 from farm.ledger.values import Artifact, Job
+from farm.row_check import read_deadline
 from farm.server import views
 from farm.server.access import Caller, Reader, Submitter
 from farm.server.context import Context, Here, no_such, problems
@@ -58,7 +59,9 @@ class Change(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     priority: int | None = Field(default=None, ge=-100, le=100)
-    deadline: float | None = Field(default=None, ge=0, le=4e9, description="Seconds since 1970-01-01 UTC")
+    deadline: Annotated[float, Field(ge=0, le=4e9)] | str | None = Field(
+        default=None, description="Seconds since 1970-01-01 UTC, or a date and time such as 2026-12-24T06:00:00+01:00"
+    )
 
 
 class SegmentView(BaseModel):
@@ -141,15 +144,17 @@ def cancel_job(job_id: str, caller: Submitter, here: Here) -> JSONResponse:
     return _steer(here, caller, job_id, lambda job: control.cancel(here.ledger, job.id))
 
 
-@router.patch("/v1/jobs/{job_id}", response_model=JobRecord, responses=problems(404, 422))
+@router.patch("/v1/jobs/{job_id}", response_model=JobRecord, responses=problems(400, 404, 422))
 def change_job(job_id: str, change: Change, caller: Submitter, here: Here) -> JSONResponse:
     """Change a job's priority or deadline."""
+
+    due = read_deadline(change.deadline) if isinstance(change.deadline, str) else change.deadline
 
     def story(job: Job) -> None:
         if change.priority is not None:
             control.set_priority(here.ledger, job.id, change.priority)
         if "deadline" in change.model_fields_set:
-            control.set_deadline(here.ledger, job.id, change.deadline)
+            control.set_deadline(here.ledger, job.id, due)
 
     return _steer(here, caller, job_id, story)
 

@@ -50,6 +50,8 @@ async def upload(
     name: Annotated[str, Query(min_length=1, max_length=200, description="The file's name, as rows call it")],
 ) -> dict[str, Any]:
     """Take one picture or sound as the request's body.  The same content again is the same upload."""
+    if request.headers.get("content-type", "").startswith("multipart/"):
+        raise HTTPException(415, "Send the file itself as the request's body, not a form (curl: --data-binary @FILE)")
     if not await asyncio.to_thread(has_room, here):
         raise NotEnoughRoom("this farm's disk is too full to take files")
     part = uploads.new_part(here.uploads_of(caller.owner))

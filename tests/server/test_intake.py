@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -173,7 +174,18 @@ def test_jobs_are_paged_filtered_paused_and_given_priority(idle_farm: FarmProces
         assert [j["id"] for j in client.get("/v1/jobs", params={"state": "paused"}).json()["data"]] == [last]
         assert client.post(f"/v1/jobs/{last}/resume").json()["farm"]["state"] == "queued"
         assert client.patch(f"/v1/jobs/{last}", json={"priority": 9}).json()["farm"]["priority"] == 9
-        assert client.patch(f"/v1/jobs/{last}", json={"priority": 999}).status_code == 422
+        refused = client.patch(f"/v1/jobs/{last}", json={"priority": 999})
+        assert (refused.status_code, refused.json()) == (
+            422,
+            {"detail": "priority: input should be less than or equal to 100"},
+        )
+        due = client.patch(f"/v1/jobs/{last}", json={"deadline": "2026-12-24T06:00:00+01:00"}).json()["farm"][
+            "deadline"
+        ]
+        assert due == datetime(2026, 12, 24, 5, tzinfo=UTC).timestamp()
+        assert client.patch(f"/v1/jobs/{last}", json={"deadline": "soon"}).status_code == 400
+        form = client.post("/v1/uploads", params={"name": "a.wav"}, files={"file": speech.read_bytes()})
+        assert (form.status_code, "not a form" in form.json()["detail"]) == (415, True)
         assert [j["name"] for j in client.get("/v1/jobs", params={"q": "film 3"}).json()["data"]] == ["film 3"]
         assert client.get("/v1/jobs", params={"state": "bored"}).status_code == 400
 
