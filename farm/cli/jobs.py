@@ -37,7 +37,7 @@ def jobs() -> None:
 @click.option("--batch", "batch_id", type=int, help="Only those of this batch.")
 @click.option("--owner", help="Only those of this owner.")
 @click.option("--name", help="Only those with this in their name.")
-@click.option("--limit", default=50, show_default=True, help="How many at most.")
+@click.option("--limit", type=click.IntRange(min=1), default=50, show_default=True, help="How many at most.")
 @json_option
 @click.pass_obj
 def list_jobs(
@@ -61,8 +61,9 @@ def list_jobs(
         batch_id=batch_id,
         owner=owner,
         name_contains=name,
-        limit=limit,
+        limit=limit + 1,
     )
+    more, found = len(found) > limit, found[:limit]
     films = read.films(farm.ledger, [job.id for job in found])
     rows = []
     for job in found:
@@ -80,6 +81,8 @@ def list_jobs(
         rows.append({**job_as_json(job), "film": film.path if film else None} if as_json else shown)
     columns = ("id", "batch", "name", "state", "model", "length", "segments", "film or reason")
     echo_rows(rows, as_json=as_json, columns=columns, empty="no such jobs")
+    if more:
+        click.echo(f"these are the newest {limit}; --limit shows more", err=True)
 
 
 @jobs.command()

@@ -67,13 +67,17 @@ def render(
             speed = f"{progress.times_real_time:.1f}x real time" if progress.times_real_time else ""
             bar.update(task, completed=progress.share, description=progress.job.shown_state, speed=speed)
 
-        film = render_one(
-            portrait,
-            audio,
-            output,
-            model=model,
-            preset=preset,
-            on_progress=show,
-            **{name: value for name, value in given.items() if value is not None},
-        )
+        try:
+            film = render_one(
+                portrait,
+                audio,
+                output,
+                model=model,
+                preset=preset,
+                on_progress=show,
+                **{name: value for name, value in given.items() if value is not None},
+            )
+        except KeyboardInterrupt:
+            click.echo("stopped; the same command goes on where it was", err=True)
+            raise
     click.echo(str(film))

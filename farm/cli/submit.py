@@ -117,7 +117,11 @@ def submit(
     else:
         _say_submission(farm, done)
     if wait:
-        follow(farm, done.intake.job_ids, quiet=as_json)
+        try:
+            follow(farm, done.intake.job_ids, quiet=as_json)
+        except KeyboardInterrupt:
+            click.echo("the jobs go on without this terminal; `farm watch` shows them", err=True)
+            raise
         films = bring_films(farm, done.intake.job_ids)
         summarise_jobs(farm, done.intake.job_ids, films, as_json=as_json)
         failed = read.jobs(

@@ -230,3 +230,10 @@ def test_two_spaces_of_a_films_name_stay_in_lists(farm: Farm, media: Path) -> No
     farm("submit", str(rows))
     assert "\ttwo  spaces\t" in farm("jobs", "list").stdout
     assert f"film       {media / 'a  b.mp4'}\n" in farm("jobs", "show", "1").stdout
+
+
+def test_a_list_that_is_cut_off_says_so(farm: Farm, batch: Path) -> None:
+    farm("submit", str(batch))
+    cut = farm("jobs", "list", "--limit", "1")
+    assert (len(cut.stdout.splitlines()), cut.stderr) == (2, "these are the newest 1; --limit shows more\n")
+    assert farm("jobs", "list", "--limit", "2").stderr == ""

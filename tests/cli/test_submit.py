@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -93,3 +94,17 @@ def test_a_mistake_gets_one_sentence_and_exit_code_2(
     assert done.exit_code == 2
     assert sentence in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_who_stops_waiting_is_told_that_the_jobs_go_on(
+    farm: Farm, batch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*args: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(importlib.import_module("farm.cli.submit"), "follow", stop)
+    done = farm("submit", str(batch), "--wait")
+    assert (done.exit_code, "the jobs go on without this terminal" in done.stderr) == (130, True)
+    monkeypatch.setattr(importlib.import_module("farm.cli.render"), "render_one", stop)
+    done = farm("render", "a.jpg", "b.wav", "-o", "c.mp4")
+    assert (done.exit_code, "the same command goes on where it was" in done.stderr) == (130, True)
