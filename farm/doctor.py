@@ -95,7 +95,8 @@ def _ledger(settings: Settings) -> list[Finding]:
         if have is None:
             return [Finding("ledger", "mind", f"{kind}, empty", "`farm db upgrade`, or it is made at the first submit")]
         if have != want:
-            return [Finding("ledger", "wrong", f"{kind} at revision {have}, needed {want}", "`farm db upgrade`")]
+            advice = "a newer farm made it: upgrade this one" if migrate.is_newer(have) else "`farm db upgrade`"
+            return [Finding("ledger", "wrong", f"{kind} at revision {have}, needed {want}", advice)]
         found = [Finding("ledger", "well", f"{kind} at revision {have}")]
         unseen = None if ledger.is_sqlite else why_unseen(read.newest_places(ledger), machine_name())
         if unseen is not None:

@@ -83,6 +83,8 @@ def check(farm: Farm, promises: bool, files: bool) -> None:
     """
     ledger = open_ledger(farm.settings.ledger)
     have, want = migrate.current_revision(ledger), migrate.newest_revision()
+    if migrate.is_newer(have):
+        raise LedgerError(f"the ledger is at revision {have}, which this farm does not know; a newer farm made it")
     if have != want:
         raise LedgerError(f"the ledger is at revision {have or 'empty'}, this farm needs {want}; run `farm db upgrade`")
     different = migrate.differences(ledger)
@@ -124,6 +126,8 @@ def copy_ledger(farm: Farm, url: str) -> None:
     Example:
         farm db copy postgresql://farm:PASSWORD@db.example.org/farm
     """
+    if "://" not in url:
+        raise InputError(f"{url} is no database URL such as postgresql://user:password@host/farm")
     target = open_ledger(load_settings(ledger_url=url).ledger)
     migrate.ensure_current(target)
     count = repair.copy_into(farm.ledger, target)

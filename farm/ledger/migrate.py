@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import inspect, text
 from sqlalchemy.exc import DBAPIError
 
-from farm.errors import LedgerError
+from farm.errors import InputError, LedgerError
 from farm.ledger.store import Ledger, explain_unreachable
 from farm.ledger.tables import Table
 from farm.paths import shipped
@@ -53,15 +53,37 @@ def current_revision(ledger: Ledger) -> str | None:
         raise explain_unreachable(error, ledger.url) from error
 
 
+def is_newer(revision: str | None) -> bool:
+    """Whether a ledger of this shape was made by a newer farm."""
+    return revision is not None and revision not in all_revisions()
+
+
+def _refuse_newer(have: str | None) -> None:
+    if is_newer(have):
+        raise LedgerError(f"the ledger is at revision {have}, which this farm does not know; a newer farm made it")
+
+
+def _refuse_unknown(ledger: Ledger, revision: str) -> None:
+    """Raises LedgerError for a newer farm's ledger, InputError for a revision that there is not."""
+    _refuse_newer(current_revision(ledger))
+    known = ["base", *reversed(all_revisions()), "head"]
+    if revision not in known:
+        raise InputError(f"there is no revision {revision!r}; there are {', '.join(known)}")
+
+
 def upgrade(ledger: Ledger, revision: str = "head") -> None:
+    """Raises LedgerError, InputError."""
     from alembic import command
 
+    _refuse_unknown(ledger, revision)
     command.upgrade(_config(ledger), revision)
 
 
 def downgrade(ledger: Ledger, revision: str) -> None:
+    """Raises LedgerError, InputError."""
     from alembic import command
 
+    _refuse_unknown(ledger, revision)
     command.downgrade(_config(ledger), revision)
 
 
@@ -83,8 +105,7 @@ def ensure_current(ledger: Ledger) -> None:
     have, want = current_revision(ledger), newest_revision()
     if have == want:
         return
-    if have is not None and have not in all_revisions():
-        raise LedgerError(f"the ledger is at revision {have}, which this farm does not know; a newer farm made it")
+    _refuse_newer(have)
     if have is None or ledger.is_sqlite:
         # Another process may have made the ledger between two questions, hence the third.
         if have is None and inspect(ledger.engine).has_table("jobs") and current_revision(ledger) is None:

@@ -258,6 +258,7 @@ def _first_line(error: DBAPIError) -> str:
 
 _WRITABLE = "; you must be able to write to that file and its folder"
 _SQLITE_ADVICE = {
+    "disk is full": "; free some space where the ledger lies, or run `farm gc`",
     "unable to open database file": _WRITABLE,
     "attempt to write a readonly database": _WRITABLE,
     "disk I/O error": "; is its disk full?",

@@ -81,6 +81,9 @@ def test_priority_and_deadline_reach_the_ledger(farm: Farm, batch: Path) -> None
         (("workers", "drain", "gpu9"), 1, "there is no worker 'gpu9'"),
         (("models", "show", "dall-e"), 1, "there is no model 'dall-e'"),
         (("worker", "gpu9"), 1, "names no worker 'gpu9'"),
+        (("db", "upgrade", "--revision", "0099"), 2, "there is no revision '0099'"),
+        (("db", "downgrade", "first", "--yes"), 2, "there is no revision 'first'"),
+        (("db", "copy", "elsewhere"), 2, "elsewhere is no database URL"),
     ],
 )
 def test_what_is_not_there_is_said_in_one_sentence(
