@@ -118,7 +118,9 @@ def backup(farm: Farm, target: Path) -> None:
 @click.argument("url")
 @click.pass_obj
 def copy_ledger(farm: Farm, url: str) -> None:
-    """Copy the ledger into the empty database at URL, such as from SQLite into PostgreSQL.  No worker may run.
+    """Copy the ledger into the empty database at URL.  No worker may run.
+
+    Made for a farm that goes from SQLite to PostgreSQL.
 
     Jobs, films and keys keep their numbers, and open jobs go on there.  Artifacts stay where they are.
 
