@@ -231,7 +231,7 @@ class InnerMouth:
         colour = _mix(_mix(colour, self._tooth * 0.82, above), texture, share)
         colour = _shaded(colour, 0.72 + 0.28 * smoothstep(0, 0.10 * g.half, v - upper))
         # Lips that are pushed forward shade them.
-        return _lit(colour, np.full_like(share, 1 - 0.4 * shape.rounding))
+        return _lit(colour, np.asarray(1 - 0.4 * shape.rounding, np.float32))
 
     def _add_drawn_teeth(
         self, colour: Floats, pose: Pose, shape: MouthShape, v: Floats, upper: Floats, across: Floats, columns: Floats
