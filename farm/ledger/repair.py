@@ -13,13 +13,12 @@ from sqlalchemy import Table as TableClause
 from sqlalchemy.orm import Session
 
 from farm.errors import ConfigError, InputError, LeaseLost
-from farm.ledger.crew import LOST_AFTER_SECONDS
 from farm.ledger.history import append
 from farm.ledger.leases import held_lease
 from farm.ledger.ripple import lock_job, owe, ripple
 from farm.ledger.store import Ledger, db_now
 from farm.ledger.tables import ArtifactRow, AttemptRow, EventRow, JobRow, SegmentRow, Table, WorkerRow
-from farm.ledger.values import Lease
+from farm.ledger.values import ALIVE_SECONDS, Lease
 from farm.states import ArtifactKind, Event, SegmentKind, SegmentState, WorkerState
 
 LOST_AGAIN = "render_again"  # outcome of an attempt whose published file is gone
@@ -175,7 +174,7 @@ def copy_into(source: Ledger, target: Ledger) -> int:
     holds something.
     """
     with source.read() as session:
-        lately = db_now() - LOST_AFTER_SECONDS
+        lately = db_now() - ALIVE_SECONDS
         alive = and_(WorkerRow.state.not_in((WorkerState.STOPPED, WorkerState.LOST)), WorkerRow.beat_at > lately)
         busy = session.scalars(select(WorkerRow.name).where(alive).order_by(WorkerRow.name)).all()
     if busy:
