@@ -9,7 +9,7 @@ import click
 from farm.cli.farm_context import Farm
 from farm.config import load_settings
 from farm.errors import InputError, LedgerError
-from farm.ledger import migrate, open_ledger, repair
+from farm.ledger import copying, migrate, open_ledger, repair
 from farm.ledger.audit import audit
 from farm.store import open_store
 
@@ -132,7 +132,7 @@ def copy_ledger(farm: Farm, url: str) -> None:
         raise InputError(f"{url} is no database URL such as postgresql://user:password@host/farm")
     target = open_ledger(load_settings(ledger_url=url).ledger)
     migrate.ensure_current(target)
-    count = repair.copy_into(farm.ledger, target)
+    count = copying.copy_into(farm.ledger, target)
     click.echo(f"{count} jobs copied; now set ledger_url (or FARM_LEDGER_URL) to the new one on every machine")
 
 

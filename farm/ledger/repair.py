@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from sqlalchemy import RowMapping, and_, delete, func, make_url, select, update
-from sqlalchemy import Table as TableClause
+from sqlalchemy import delete, func, make_url, select, update
 from sqlalchemy.orm import Session
 
 from farm.errors import ConfigError, InputError, LeaseLost
@@ -17,13 +14,12 @@ from farm.ledger.history import append
 from farm.ledger.leases import held_lease
 from farm.ledger.ripple import lock_job, owe, ripple
 from farm.ledger.store import Ledger, db_now
-from farm.ledger.tables import ArtifactRow, AttemptRow, EventRow, JobRow, SegmentRow, Table, WorkerRow
-from farm.ledger.values import ALIVE_SECONDS, Lease
-from farm.states import ArtifactKind, Event, SegmentKind, SegmentState, WorkerState
+from farm.ledger.tables import ArtifactRow, AttemptRow, EventRow, JobRow, SegmentRow, WorkerRow
+from farm.ledger.values import Lease
+from farm.states import ArtifactKind, Event, SegmentKind, SegmentState
 
 LOST_AGAIN = "render_again"  # outcome of an attempt whose published file is gone
 BEGIN_AGAIN = "begin_again"
-COPIED_AT_ONCE = 500  # rows; a carry in each may be a megabyte
 MAX_BEGINNINGS = 3  # then workers of several versions take turns, and the film would never end
 
 
@@ -165,53 +161,6 @@ def relocate_artifacts(ledger: Ledger, old: str, new: str) -> int:
         return len(moved)
 
     return ledger.write(story)
-
-
-def copy_into(source: Ledger, target: Ledger) -> int:
-    """Copy every row of a ledger into an empty one of the same shape, of either database.  Returns how many jobs.
-
-    Raises InputError when a worker of the source is at work, since what it does next would be lost, or when the target
-    holds something.
-    """
-    with source.read() as session:
-        lately = db_now() - ALIVE_SECONDS
-        alive = and_(WorkerRow.state.not_in((WorkerState.STOPPED, WorkerState.LOST)), WorkerRow.beat_at > lately)
-        busy = session.scalars(select(WorkerRow.name).where(alive).order_by(WorkerRow.name)).all()
-    if busy:
-        raise InputError(f"at work: {', '.join(busy)}; stop all workers (`farm down` on each machine), then copy")
-
-    def story(session: Session) -> int:
-        if any(session.scalar(select(func.count()).select_from(table)) for table in Table.metadata.sorted_tables):
-            raise InputError("the other ledger holds something already; give an empty database")
-        with source.read() as reading:
-            for table in Table.metadata.sorted_tables:
-                for rows in reading.execute(select(table)).mappings().partitions(COPIED_AT_ONCE):
-                    _insert(session, table, rows)
-        if not target.is_sqlite:
-            for table in Table.metadata.sorted_tables:
-                _count_on(session, table)
-        return session.scalar(select(func.count()).select_from(JobRow)) or 0
-
-    return target.write(story)
-
-
-def _insert(session: Session, table: TableClause, rows: Sequence[RowMapping]) -> None:
-    """What is NULL is left out: a None that is given to a JSON column becomes JSON's null."""
-    alike: dict[tuple[str, ...], list[dict[str, Any]]] = {}
-    for row in rows:
-        values = {name: value for name, value in row.items() if value is not None}
-        alike.setdefault(tuple(values), []).append(values)
-    for same in alike.values():
-        session.execute(table.insert(), same)
-
-
-def _count_on(session: Session, table: TableClause) -> None:
-    """Let PostgreSQL number new rows after those that were copied with their numbers."""
-    for column in table.primary_key.columns:
-        sequence = session.scalar(select(func.pg_get_serial_sequence(table.name, column.name)))
-        highest = session.scalar(select(func.max(column))) if sequence else None
-        if highest is not None:
-            session.execute(select(func.setval(sequence, highest)))
 
 
 def back_up(ledger: Ledger, target: Path) -> None:

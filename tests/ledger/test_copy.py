@@ -9,7 +9,7 @@ from sqlalchemy import select, update
 
 from farm.errors import InputError
 from farm.ledger import Ledger, crew, read
-from farm.ledger.repair import copy_into
+from farm.ledger.copying import copy_into
 from farm.ledger.tables import IdempotencyRow, Table, WorkerRow
 from farm.states import JobState
 
