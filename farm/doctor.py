@@ -18,8 +18,9 @@ from farm.ledger import migrate, open_ledger, read
 from farm.media.binary import find_ffmpeg, version
 from farm.media.encode import why_not_encoding
 from farm.media.profile import SOFTWARE
-from farm.roster import WorkerSpec, load_roster, machine_name, roster_file
-from farm.store import open_store, why_unseen
+from farm.roster import WorkerSpec, load_roster, roster_file
+from farm.sight import why_blind
+from farm.store import open_store
 
 PROBE_SECONDS = 60.0
 STORE_SECONDS = 5.0  # how long an object store that does not answer is asked
@@ -98,7 +99,7 @@ def _ledger(settings: Settings) -> list[Finding]:
             advice = "a newer farm made it: upgrade this one" if migrate.is_newer(have) else "`farm db upgrade`"
             return [Finding("ledger", "wrong", f"{kind} at revision {have}, needed {want}", advice)]
         found = [Finding("ledger", "well", f"{kind} at revision {have}")]
-        unseen = None if ledger.is_sqlite else why_unseen(read.newest_places(ledger), machine_name())
+        unseen = why_blind(ledger)
         if unseen is not None:
             found.append(Finding("shared folder", "wrong", unseen, "workers of this machine take nothing until then"))
         for item in read.stuck(ledger):

@@ -178,23 +178,6 @@ def local_strays(root: Path, before: float) -> Iterator[Stray]:
                 continue  # renamed or deleted meanwhile
 
 
-def why_unseen(places: Collection[str], machine: str) -> str | None:
-    """Why this machine, of this name, cannot go on with files that others published, the newest first; None if it can.
-
-    A machine whose shared folder is not mounted, or mounted elsewhere, sees none of the folders that they lie in: what
-    it prepared would be missing everywhere else.  One folder that is there will do, since files may be lost one by one.
-    """
-    if not places or any("://" in place for place in places):
-        return None
-    folders = [Path(place).parent for place in places]
-    if any(folder.is_dir() for folder in folders):
-        return None
-    return (
-        f"machine {machine} does not see {folders[0]}; mount the shared folder there,"
-        " or run `farm db relocate` if it has moved (if its files are lost for good, make it)"
-    )
-
-
 def refuse_foreign(place: str) -> None:
     """A folder has nothing of an object store.  Raises StoreError."""
     if "://" in place:

@@ -10,8 +10,8 @@ from farm.config import Settings
 from farm.ledger import Ledger, read
 from farm.ledger.values import Lease
 from farm.roster import machine_name
+from farm.sight import why_blind, why_unseen
 from farm.states import ArtifactKind, SegmentKind
-from farm.store import why_unseen
 
 log = logging.getLogger(__name__)
 
@@ -29,13 +29,11 @@ class Sight:
         self._known: tuple[float, str | None] = (0.0, None)  # when to look again, and what was wrong
 
     def why_none(self) -> str | None:
-        """A sentence when this worker should take nothing: what it prepared, nobody else could go on with."""
+        """A sentence when this worker should take nothing."""
         look_at, why = self._known
         if not self._is_shared or time.monotonic() < look_at:
             return why
-        why = None
-        if any(worker.machine != machine_name() for worker in read.workers(self._ledger)):
-            why = why_unseen(read.newest_places(self._ledger), machine_name())
+        why = why_blind(self._ledger)
         if why is not None and why != self._known[1]:
             log.error("%s", why)
         self._known = (time.monotonic() + (AGAIN_SECONDS if why else SIGHT_SECONDS), why)

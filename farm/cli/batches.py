@@ -63,7 +63,7 @@ def _account_cells(account: Account, rates: RateSettings) -> dict[str, str]:
 
 @batches.command("budget")
 @click.argument("amount", metavar="AMOUNT|none")
-@click.argument("batch_ids", metavar="BATCH...", nargs=-1, type=int, required=True)
+@batch_ids_argument
 @click.pass_obj
 def set_budget(farm: Farm, amount: str, batch_ids: tuple[int, ...]) -> None:
     """Limit what batches may cost, by the rates of farm.toml.

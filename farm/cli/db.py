@@ -83,8 +83,7 @@ def check(farm: Farm, promises: bool, files: bool) -> None:
     """
     ledger = open_ledger(farm.settings.ledger)
     have, want = migrate.current_revision(ledger), migrate.newest_revision()
-    if migrate.is_newer(have):
-        raise LedgerError(f"the ledger is at revision {have}, which this farm does not know; a newer farm made it")
+    migrate.refuse_newer(have)
     if have != want:
         raise LedgerError(f"the ledger is at revision {have or 'empty'}, this farm needs {want}; run `farm db upgrade`")
     different = migrate.differences(ledger)

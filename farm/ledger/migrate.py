@@ -58,14 +58,15 @@ def is_newer(revision: str | None) -> bool:
     return revision is not None and revision not in all_revisions()
 
 
-def _refuse_newer(have: str | None) -> None:
+def refuse_newer(have: str | None) -> None:
+    """Raises LedgerError for the shape of a newer farm's ledger."""
     if is_newer(have):
         raise LedgerError(f"the ledger is at revision {have}, which this farm does not know; a newer farm made it")
 
 
 def _refuse_unknown(ledger: Ledger, revision: str) -> None:
     """Raises LedgerError for a newer farm's ledger, InputError for a revision that there is not."""
-    _refuse_newer(current_revision(ledger))
+    refuse_newer(current_revision(ledger))
     known = ["base", *reversed(all_revisions()), "head"]
     if revision not in known:
         raise InputError(f"there is no revision {revision!r}; there are {', '.join(known)}")
@@ -105,7 +106,7 @@ def ensure_current(ledger: Ledger) -> None:
     have, want = current_revision(ledger), newest_revision()
     if have == want:
         return
-    _refuse_newer(have)
+    refuse_newer(have)
     if have is None or ledger.is_sqlite:
         # Another process may have made the ledger between two questions, hence the third.
         if have is None and inspect(ledger.engine).has_table("jobs") and current_revision(ledger) is None:

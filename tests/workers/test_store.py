@@ -13,8 +13,9 @@ from farm.ledger import crew, open_ledger, read
 from farm.ledger.migrate import upgrade
 from farm.ledger.tables import WorkerRow
 from farm.media.verify import frame_hashes
+from farm.sight import why_blind, why_unseen
 from farm.states import ArtifactKind, JobState
-from farm.store import deliver, open_store, why_unseen
+from farm.store import deliver, open_store
 from tests.conftest import S3Server
 from tests.system.wire import wire_to
 from tests.workers.conftest import SmallFarm, running, wait_until
@@ -140,6 +141,19 @@ def test_a_job_whose_files_a_machine_does_not_see_is_left_to_others_and_keeps_no
     assert (job.state, job.reason) == (JobState.SUCCEEDED, None)
     left = [a for a in read.attempts(farm.ledger, unseen) if a.failure == "store"]
     assert left and all(not a.strike and f"box does not see {folder}" in str(a.reason) for a in left)
+
+
+def test_a_machine_alone_goes_on_where_its_old_files_are_gone(
+    farm: SmallFarm, postgres_url: str, tmp_path: Path
+) -> None:
+    farm.ledger.close()
+    farm.ledger = open_ledger(postgres_url)
+    upgrade(farm.ledger)
+    farm.planned()
+    farm.settings.artifacts_dir.rename(tmp_path / "elsewhere")
+    assert why_blind(farm.ledger) is None
+    crew.say_hello(farm.ledger, name="fake@other", queue="fake", **OTHER_MACHINE)
+    assert "does not see" in (why_blind(farm.ledger) or "")
 
 
 def test_one_folder_of_the_others_that_is_there_will_do(tmp_path: Path) -> None:
