@@ -50,6 +50,15 @@ def test_a_higher_quality_is_a_larger_picture() -> None:
     assert sizes == sorted(set(sizes))
 
 
+def test_the_frames_of_a_message_are_packed_side_by_side_and_keep_their_order() -> None:
+    frames = np.random.default_rng(2).integers(0, 255, (19, 64, 96, 3), np.uint8)
+    with JpegEncoder(96, 64, "rgb24", 85) as encoder:
+        together = encoder.encode(frames.tobytes(), 19)
+        alone = [encoder.encode(frame.tobytes(), 1)[0] for frame in frames]
+    assert together == alone
+    assert len(set(together)) == 19
+
+
 def test_pixels_that_are_no_frames_are_a_media_error() -> None:
     with pytest.raises(MediaError):
         JpegEncoder(96, 64, "rgb24", 85).encode(b"abc", 1)
