@@ -12,7 +12,6 @@ when nothing was lost, rendered or published twice, and every compared film has 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import math
 import os
@@ -21,11 +20,10 @@ import random
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 import wave
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,7 +33,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from card_farm import CardFarm, Gauge, Kill, wait_until
 from card_ways import Way, model_texts, ways
-from own_farm import ROOT, Failed, ended_by_sigterm
+from own_farm import ROOT, Failed, ended_by_sigterm, home_folder
 from sounds import Samples, read_sound, write_sound
 from verdict import say
 
@@ -389,7 +387,7 @@ def run(options: argparse.Namespace, home: Path, found: dict[str, Any]) -> None:
         shutil.copytree(ready, home / "cache", dirs_exist_ok=True)
     chosen = ways(options, home)
     rows = make_rows(options, _folder(home / "in"), chosen)
-    texts, said = model_texts(options, chosen)
+    texts, said = model_texts(list(chosen.values()), segment_seconds=options.segment_seconds, is_tiny=options.tiny)
     say(said)
     found["portraits"] = said
     cards = [] if options.tiny else options.cards
@@ -493,16 +491,6 @@ def _as_json(farm: CardFarm, stretch: Stretch) -> dict[str, Any]:
 def _folder(path: Path) -> Path:
     path.mkdir(parents=True, exist_ok=True)
     return path
-
-
-@contextlib.contextmanager
-def home_folder(keep: Path | None) -> Iterator[Path]:
-    """A folder with a short name, since a socket's path may have 107 bytes; kept where `keep` names one."""
-    if keep is not None:
-        yield _folder(keep.absolute())
-        return
-    with tempfile.TemporaryDirectory(prefix="farm-cards-", dir="/tmp", ignore_cleanup_errors=True) as name:
-        yield Path(name)
 
 
 def read_options() -> argparse.Namespace:

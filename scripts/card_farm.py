@@ -1,4 +1,4 @@
-"""The farm that bench_cards.py watches and kills: one of the script's own, with workers and models of its choosing.
+"""The farm of bench_cards.py and bench_live.py: one of the script's own, with workers and models of its choosing.
 
 It is fed as a person does it, by `farm submit`.  No wait is without an end: what does not come raises Failed, and
 `tails` tells what the logs said last.
@@ -57,8 +57,10 @@ class CardFarm:
         workers: Mapping[str, Mapping[str, Any]],
         models: Mapping[str, str],
         settings: Mapping[str, str],
+        *words: str,
     ) -> None:
-        """`workers` are the tables of workers.toml, `models` the texts of model files by id, `settings` variables."""
+        """`workers` are the tables of workers.toml, `models` the texts of model files by id, `settings` variables and
+        `words` are for `farm up`."""
         self.home = home
         self.tables = workers
         self.renderers = [name for name, table in workers.items() if table.get("model")]
@@ -70,7 +72,7 @@ class CardFarm:
         (home / "workers.toml").write_text(_roster(workers))
         path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
         own = {"FARM_MACHINE": "bench", "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
-        self._up = farm_up(home, is_warm=False, kept=KEPT, **own, **settings)
+        self._up = farm_up(home, *words, is_warm=False, kept=KEPT, **own, **settings)
 
     def __enter__(self) -> CardFarm:
         """Raises Failed."""
@@ -138,9 +140,10 @@ class CardFarm:
 
     def loads(self) -> dict[str, list[float]]:
         """The seconds of each load of an engine, by worker, as its log tells them."""
-        return {name: [float(s) for s in WARM.findall(self._log(f"worker-{name}.log"))] for name in self.renderers}
+        return {name: [float(s) for s in WARM.findall(self.log(f"worker-{name}.log"))] for name in self.renderers}
 
-    def _log(self, name: str) -> str:
+    def log(self, name: str) -> str:
+        """What a process of the farm has said; empty where it said nothing yet."""
         try:
             return (self.home / "logs" / name).read_text(errors="replace")
         except OSError:
@@ -150,7 +153,7 @@ class CardFarm:
         """The end of every log, also of a farm that did not start."""
         said = []
         for path in sorted((self.home / "logs").glob("*.log")):
-            lines = self._log(path.name).splitlines()[-TAIL_LINES:]
+            lines = self.log(path.name).splitlines()[-TAIL_LINES:]
             said.append("\n".join([f"--- {path.name}", *lines]))
         return "\n".join(said)
 
@@ -305,11 +308,12 @@ def _roster(tables: Mapping[str, Mapping[str, Any]]) -> str:
     lines = []
     for name, table in tables.items():
         lines.append(f"[workers.{name}]")
-        lines += [f"{key} = {_toml(value)}" for key, value in table.items()]
+        lines += [f"{key} = {toml_of(value)}" for key, value in table.items()]
     return "\n".join(lines) + "\n"
 
 
-def _toml(value: Any) -> str:
+def toml_of(value: Any) -> str:
+    """A value as a file of TOML holds it; tables are written inline."""
     if isinstance(value, Mapping):
-        return "{ " + ", ".join(f"{key} = {_toml(item)}" for key, item in value.items()) + " }"
+        return "{ " + ", ".join(f"{key} = {toml_of(item)}" for key, item in value.items()) + " }"
     return json.dumps(value)

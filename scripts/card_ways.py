@@ -1,4 +1,4 @@
-"""What --models of bench_cards.py may name: a model, how its worker loads it, and what its rows must be."""
+"""The models of bench_cards.py and bench_live.py: how a worker loads each, and what its rows must be."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,8 @@ def ways(options: argparse.Namespace, home: Path) -> dict[str, Way]:
         if name in ("flashhead", "flashhead-lite", "liveact"):
             found[name] = _of_checkout(options, name, home / "cache")
         elif name in ("flashtalk", "flashtalk-lean"):
-            found[name] = _flashtalk(options, name, home / "cache")
+            preset = "low-vram" if name == "flashtalk-lean" else "balanced" if options.tiny else options.preset
+            found[name] = flashtalk_way(preset, home / "cache", steps=options.steps, is_tiny=options.tiny)
         elif name == "preview":
             found[name] = Way("preview", "", sizes=("256x256" if options.tiny else "512x512",))
         else:
@@ -56,15 +57,14 @@ def ways(options: argparse.Namespace, home: Path) -> dict[str, Way]:
     return found
 
 
-def _flashtalk(options: argparse.Namespace, name: str, cache: Path) -> Way:
+def flashtalk_way(preset: str, cache: Path, *, steps: int = 0, is_tiny: bool = False) -> Way:
+    """FlashTalk with random weights; `steps` instead of the preset's, and tiny ones run on the CPU."""
     settings = {"weights": "random", "cache": str(cache / "flashtalk")}
-    preset = "low-vram" if name == "flashtalk-lean" else "balanced" if options.tiny else options.preset
-    if options.tiny:
+    if is_tiny:
         tiny = {**settings, "architecture": "tiny", "device": "cpu", "precision": "bf16"}
-        columns = {"steps": options.steps or 2, "attention": "exact"}
+        columns = {"steps": steps or 2, "attention": "exact"}
         return Way("soulx-flashtalk-14b", preset, tiny, columns, ("32x32", "48x32"))
-    steps = {"steps": options.steps} if options.steps else {}
-    return Way("soulx-flashtalk-14b", preset, settings, steps, ("448x768", "512x512"))
+    return Way("soulx-flashtalk-14b", preset, settings, {"steps": steps} if steps else {}, ("448x768", "512x512"))
 
 
 def _of_checkout(options: argparse.Namespace, name: str, cache: Path) -> Way:
@@ -105,8 +105,8 @@ def _of_checkout(options: argparse.Namespace, name: str, cache: Path) -> Way:
     )
 
 
-def model_texts(options: argparse.Namespace, chosen: Mapping[str, Way]) -> tuple[dict[str, str], str]:
-    """Each model's file as this bench wants it, and a sentence about the check of portraits."""
+def model_texts(chosen: Sequence[Way], *, segment_seconds: float, is_tiny: bool) -> tuple[dict[str, str], str]:
+    """Each model's file as a bench wants it, and a sentence about the check of portraits."""
     said = "portraits are checked for a face, as ever"
     looks = True
     try:
@@ -119,13 +119,13 @@ def model_texts(options: argparse.Namespace, chosen: Mapping[str, Way]) -> tuple
     if not looks:
         said = "portraits are not checked for a face: there are no face models here"
     texts = {}
-    for way in chosen.values():
+    for way in chosen:
         text = (ROOT / "configs/models" / f"{way.model}.toml").read_text(encoding="utf-8")
         if "segment_seconds" in text:
-            text = change_model(text, segment_seconds=f"{options.segment_seconds:g}")
+            text = change_model(text, segment_seconds=f"{segment_seconds:g}")
         if not looks:
             text = change_model(text, needs_face="false")
-        if options.tiny and way.model != "preview":
+        if is_tiny and way.model != "preview":
             sizes = [[int(side) for side in size.split("x")] for size in way.sizes]
             text = change_model(text, device_kinds='["cpu"]', min="32", default=str(sizes[0]))
             if "\nchoices = [[" in text:
