@@ -197,8 +197,7 @@ class LiveStage:
         watcher = StopWatcher(why, host, self._stop_seconds)
         try:
             with watcher:
-                frames = self._talk(guest, host, why)
-            return f"closed after {frames} frames"
+                return self._talk(guest, host, why)
         except HungUp:
             return "the client went away"
         except Stopped as stopped:
@@ -219,26 +218,27 @@ class LiveStage:
         finally:
             guest.wire.close()
 
-    def _talk(self, guest: Guest, host: Host, why_stop: Callable[[], str | None]) -> int:
+    def _talk(self, guest: Guest, host: Host, why_stop: Callable[[], str | None]) -> str:
+        """Until the guest closes; what the session cost, in words."""
         film = dict(guest.wish["film"])
         if self._model.live is None or guest.wish["model"] != self._model.id or host.loaded is None:
             raise EngineError(f"this worker cannot serve a live session of {guest.wish['model']}")
         if (why := why_stop()) is not None:  # its turn came too late
             raise Stopped(why)
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        total, idle = 0, self._settings.idle_seconds
+        total, rendering, packing = 0, 0.0, 0.0
+        idle = self._settings.idle_seconds
         with tempfile.TemporaryDirectory(dir=self._folder) as folder:
             film["portrait"] = str(self._look_at(guest.portrait, Path(folder), why_stop))
             film["live_frames"] = self._model.live.slice_frames
             film["facts"] = dict(self._model.live.facts)
             film["total_frames"] = _HOURS * 3600 * film["fps"][0]
-            pictures = JpegEncoder(
-                film["width"],
-                film["height"],
-                str(host.loaded.description["pixel_format"]),
-                self._settings.jpeg_quality,
-            )
-            with host.live(film) as speak:
+            pixel_format = str(host.loaded.description["pixel_format"])
+            quality = self._settings.jpeg_quality
+            with (
+                JpegEncoder(film["width"], film["height"], pixel_format, quality) as pictures,
+                host.live(film) as speak,
+            ):
                 guest.wire.send({"say": "ready"})
                 while True:
                     message, pcm = guest.hear(why_stop, idle)
@@ -246,11 +246,14 @@ class LiveStage:
                         break
                     made = speak(pcm)
                     total += made.count
+                    rendering += made.seconds
+                    began = time.perf_counter()
                     jpegs = pictures.encode(made.pixels, made.count) if made.count else []
+                    packing += time.perf_counter() - began
                     sizes = [len(jpeg) for jpeg in jpegs]
                     guest.wire.send({"say": "frames", "sizes": sizes, "seconds": made.seconds}, b"".join(jpegs))
             guest.wire.send({"say": "closed"})
-        return total
+        return f"closed after {total} frames, {rendering:.2f} s of rendering and {packing:.2f} s of packing"
 
     def _look_at(self, portrait: bytes, folder: Path, why_stop: Callable[[], str | None]) -> Path:
         given, made = folder / "given", folder / "portrait.png"

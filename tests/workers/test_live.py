@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from farm.errors import EngineError, InputError
+from farm.errors import DeviceFault, EngineError, InputError
 from farm.ledger import control, crew, live, read
 from farm.ledger.live import LiveLease
 from farm.states import JobState, WorkerState
@@ -23,7 +23,7 @@ from workers.host.parent import Host
 from workers.host.wire import Wire
 from workers.runner import Runner
 
-from .conftest import FRAME_BYTES, SIZE, Render, SmallFarm, running, wait_until
+from .conftest import FRAME_BYTES, SIZE, Render, SmallFarm, StartHost, running, wait_until
 
 SLICE = 5  # frames, as fake.toml says
 SAMPLES = SLICE * 640
@@ -64,6 +64,15 @@ def test_a_session_that_fails_is_over_and_the_host_renders_on(host: Host, render
         raise ValueError("of the caller")  # ends the session as well
     assert host.pid == pid
     assert render(host, 10).end.frames == 10
+
+
+def test_a_host_that_hangs_in_a_session_is_killed(start_host: StartHost, portrait: Path) -> None:
+    host = start_host(spec={"stuck_floor_seconds": 0.3, "stuck_factor": 2.0})
+    said = "showed no progress for 0 s while in a live session; it was killed"
+    with pytest.raises(DeviceFault, match=said), host.live(host_film(portrait, prompt="hang@5")) as speak:
+        speak(bytes(2 * SAMPLES))  # the first one may take as long as loading
+        speak(bytes(2 * SAMPLES))
+    assert not host.is_alive
 
 
 def test_growing_sound_keeps_half_a_minute_and_refuses_what_is_older() -> None:

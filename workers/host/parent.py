@@ -215,8 +215,7 @@ class Host:
             heard, blob = self._hear(self._patience(size), "rendering")
             word = heard["say"]
             if word == "chunk":
-                self._sizes_seen.add(size)
-                self._chunk_seconds = [*self._chunk_seconds[-99:], heard["seconds"]]
+                self._note_chunk(size, heard["seconds"])
                 yield Progress(heard["frames"], heard["seconds"])
             elif word in ("done", "stopped"):
                 if word == "stopped":
@@ -250,6 +249,8 @@ class Host:
             if answer["say"] != "frames":
                 raise self._error_from(answer)
             is_over = False
+            if answer["count"]:
+                self._note_chunk(size, answer["seconds"])
             return LiveFrames(answer["count"], pixels, answer["seconds"])
 
         try:
@@ -295,6 +296,10 @@ class Host:
         except OSError:
             return ""
         return " | ".join([line.strip() for line in said.splitlines() if line.strip()][-lines:])
+
+    def _note_chunk(self, size: tuple[int, int], seconds: float) -> None:
+        self._sizes_seen.add(size)
+        self._chunk_seconds = [*self._chunk_seconds[-99:], seconds]
 
     def _patience(self, size: tuple[int, int]) -> float:
         """Seconds without a chunk after which the render counts as stuck."""
