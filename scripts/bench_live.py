@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """How quickly a live session begins and how many frames a second it sustains: WebSocket, server, worker, engine.
 
-    python scripts/bench_live.py                                                     preview, at its own size
-    python scripts/bench_live.py --model soulx-flashtalk-14b fast@448x768 fast:4@320x576 low-vram     on a card
-    python scripts/bench_live.py --model soulx-flashtalk-14b --tiny fast@32x32       the same on the CPU
-    python scripts/bench_live.py --url ws://client:KEY@host:8000 @512x512            a farm that serves already
+    python scripts/bench_live.py                                                    preview, at its own size
+    python scripts/bench_live.py --model soulx-flashtalk-14b fast@448x768 fast:4@320x576           on a card
+    python scripts/bench_live.py --model soulx-flashtalk-14b --tiny fast@32x32      the same on the CPU
+    python scripts/bench_live.py --url ws://client:KEY@host:8000 @512x512           a farm that serves already
 
 A session is named PRESET:STEPS@SIZE; what is left out is the model's own.  Without --url a farm is started for the
 bench, with a worker for each way that the presets load the model; FlashTalk's weights are random, at the true size.
@@ -311,8 +311,16 @@ def run(options: argparse.Namespace, found: dict[str, Any]) -> None:
     there = contextlib.nullcontext((None, options.url)) if options.url else a_farm(options, deadline, found)
     with there as (farm, address):
         for wish in options.sessions:
-            found["sessions"].append(hold(wish, address, farm, options, deadline))
-            show(found["sessions"][-1])
+            try:
+                held = hold(wish, address, farm, options, deadline)
+            except (Failed, WebSocketException) as error:
+                found["failed"] = f"{wish.asked_preset}@{wish.size}: {error}"
+                if time.monotonic() > deadline:
+                    raise
+                print(f"FAILED: {found['failed']}\n{farm.tails() if farm is not None else ''}", flush=True)
+                continue  # the next may be served
+            found["sessions"].append(held)
+            show(held)
 
 
 def read_options() -> argparse.Namespace:
@@ -345,7 +353,7 @@ def main() -> int:
         with ended_by_sigterm():
             run(options, found)
     except (Failed, FarmError, OSError, WebSocketException, subprocess.SubprocessError) as error:
-        found["failed"] = str(error)
+        found.setdefault("failed", str(error))
         print(f"FAILED: {error}", flush=True)
     finally:
         if options.json:
