@@ -21,7 +21,7 @@ from farm.media.probe import probe_audio
 from farm.media.sound import NativeSound
 from farm.models import load_model
 from farm.planning import choose_cuts, digest_of, stretches
-from farm.states import Continuity, WorkerState
+from farm.states import Continuity
 
 MOST_SECONDS = 1800.0  # of sound that one submission looks at; an hour takes about 15 seconds
 
@@ -76,8 +76,7 @@ def _look(ledger: Ledger, request: JobRequest, known: set[str], segment_seconds:
         new = [part for part in parts if digest_of(sound[part.start : part.stop], rate) not in known]
     frames = sum(part.frames for part in new)
     speed = pace(ledger, request.model)
-    ready = (WorkerState.IDLE, WorkerState.RENDERING)
-    workers = sum(w.queue == request.queue and w.state in ready for w in read.workers(ledger))
+    workers = len(read.workers_at_work(ledger, request.queue))
     takes = frames / (speed * max(1, min(workers, len(new)))) if speed else None
     seconds = frames * request.fps[1] / request.fps[0]
     return Forecast(request, len(parts) - len(new), len(new), seconds, takes)

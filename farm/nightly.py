@@ -25,7 +25,7 @@ from farm.errors import FarmError, InputError
 from farm.ledger import Ledger, control, read
 from farm.ledger.overview import costs
 from farm.ledger.progress import job_progress
-from farm.ledger.values import ALIVE_SECONDS, Job, JobRequest
+from farm.ledger.values import Job, JobRequest
 from farm.models import load_model
 from farm.nightly_config import Left, Night, Nightly, RowSet, find_rows
 from farm.nightly_summary import FilmMade, JobFailed, JobLeft, Summary, tell
@@ -456,8 +456,6 @@ def _queue_of(job: Job) -> str:
 
 
 def _crew(ledger: Ledger, queues: set[str]) -> dict[str, int]:
-    """How many workers each queue will have: those that beat, else those of this machine's roster, at least one."""
-    now = ledger.now()
-    beating = [w.queue for w in read.workers(ledger) if w.beat_at > now - ALIVE_SECONDS]
+    """How many workers each queue will have: those at work, else those of this machine's roster, at least one."""
     named = [spec.queue for spec in load_roster()]
-    return {queue: beating.count(queue) or named.count(queue) or 1 for queue in queues}
+    return {queue: len(read.workers_at_work(ledger, queue)) or named.count(queue) or 1 for queue in queues}

@@ -21,7 +21,6 @@ from farm.ledger import Ledger, read
 from farm.ledger.reuse import KnownSegment, known_segments
 from farm.ledger.values import Job, Reused
 from farm.planning import PlannedSegment
-from farm.states import WorkerState
 from farm.store import LEND_TOKEN, Store
 
 log = logging.getLogger(__name__)
@@ -80,9 +79,7 @@ def find_reusable(
 
 
 def _versions_at_work(ledger: Ledger, queue: str) -> set[str]:
-    ready = (WorkerState.IDLE, WorkerState.RENDERING)
-    workers = (w for w in read.workers(ledger) if w.queue == queue and w.state in ready)
-    return {str(w.info["version"]) for w in workers if "version" in w.info}
+    return {str(w.info["version"]) for w in read.workers_at_work(ledger, queue) if "version" in w.info}
 
 
 def _version_to_take(known: Sequence[KnownSegment], at_work: Collection[str]) -> str | None:

@@ -20,9 +20,10 @@ from farm.checkup import Finding
 from farm.config import Settings
 from farm.errors import FarmError
 from farm.ledger import Ledger, control, read
+from farm.ledger.presence import is_alive
 from farm.ledger.values import Attempt
 from farm.roster import WorkerSpec
-from farm.states import Event, WorkerState
+from farm.states import Event
 from farm.submission import submit
 
 PORTRAIT = Path(__file__).with_name("trial_portrait.jpg")
@@ -122,12 +123,12 @@ def _finding(
         return Finding(what, "well", f"{attempt.frames} frames on {attempt.device}, {speed:.1f} a second")
     if attempt is not None:
         return Finding(what, "well", "prepared or assembled")
-    alive = next((w for w in read.workers(ledger) if w.name == spec.full_name), None)
-    if alive is None or alive.state in (WorkerState.STOPPED, WorkerState.LOST):
+    worker = next((w for w in read.workers(ledger) if w.name == spec.full_name), None)
+    if worker is None or not is_alive(worker, ledger.now()):
         return Finding(what, "wrong", "it does not run", "`farm up` starts it")
-    told = f"; it says: {alive.reason}" if alive.reason else ""
+    told = f"; it says: {worker.reason}" if worker.reason else ""
     return Finding(
-        what, "mind", f"it is {alive.state} and got no film: others of its queue took them, or time was over{told}"
+        what, "mind", f"it is {worker.state} and got no film: others of its queue took them, or time was over{told}"
     )
 
 

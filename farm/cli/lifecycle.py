@@ -12,6 +12,7 @@ from farm import processes, supervisor
 from farm.cli.farm_context import Farm
 from farm.cli.show import echo_rows, json_option
 from farm.ledger import read
+from farm.ledger.presence import is_alive
 from farm.roster import find_worker, load_roster
 from farm.states import WorkerState
 
@@ -41,12 +42,11 @@ def up(farm: Farm, flower: bool, serve: bool, wait: bool, foreground: bool, as_j
     names = {spec.full_name for spec in load_roster()}
     deadline = time.monotonic() + (farm.settings.host.load_timeout_seconds if wait else 15.0)
     while time.monotonic() < deadline:
-        mine = {w.name: w for w in read.workers(farm.ledger) if w.name in names}
+        now = farm.ledger.now()
         settled = [
             w
-            for w in mine.values()
-            if w.state not in (WorkerState.STOPPED, WorkerState.LOST)
-            and (not wait or w.state is not WorkerState.LOADING)
+            for w in read.workers(farm.ledger)
+            if w.name in names and is_alive(w, now) and (not wait or w.state is not WorkerState.LOADING)
         ]
         if len(settled) == len(names):
             break

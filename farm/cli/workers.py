@@ -9,9 +9,10 @@ from farm.cli.show import echo_rows, json_option, moment, plain
 from farm.doorbell import ring_owed
 from farm.errors import LedgerAway, NotFound
 from farm.ledger import control, read
-from farm.ledger.values import ALIVE_SECONDS, Segment
+from farm.ledger.presence import READY, is_alive
+from farm.ledger.values import Segment
 from farm.roster import find_worker
-from farm.states import SegmentKind, WorkerState
+from farm.states import SegmentKind
 
 
 @click.group()
@@ -89,11 +90,8 @@ def check(context: click.Context, name: str, ready: bool) -> None:
         context.exit(1 if ready else 0)
     if found is None:
         raise NotFound(f"{full} never said hello")
-    silent, state = now - found.beat_at, found.state
-    lives = state not in (WorkerState.STOPPED, WorkerState.LOST) and silent < ALIVE_SECONDS
-    able = state in (WorkerState.IDLE, WorkerState.RENDERING)
-    click.echo(f"{full} is {state.value}, last heard of {max(0.0, silent):.0f} s ago")
-    context.exit(0 if lives and (able or not ready) else 1)
+    click.echo(f"{full} is {found.state.value}, last heard of {max(0.0, now - found.beat_at):.0f} s ago")
+    context.exit(0 if is_alive(found, now) and (found.state in READY or not ready) else 1)
 
 
 @workers.command()

@@ -25,11 +25,12 @@ from sqlalchemy.orm import Session, aliased
 
 from farm.ledger.history import append
 from farm.ledger.owners import breaks_quota, within_quota
+from farm.ledger.presence import ready
 from farm.ledger.ripple import ripple
 from farm.ledger.row_values import job_value, segment_value
 from farm.ledger.store import Ledger, db_now
 from farm.ledger.tables import CLAIMABLE, AttemptRow, JobRow, SegmentRow, WorkerRow, plain
-from farm.ledger.values import ALIVE_SECONDS, Lease
+from farm.ledger.values import Lease
 from farm.retry import STRIKES_PER_JOB
 from farm.states import Event, SegmentKind, SegmentState, WorkerState, after
 
@@ -172,10 +173,7 @@ def _may_take(worker: ColumnElement[str], queue: ColumnElement[str]) -> ColumnEl
     another_can = exists().where(
         other.queue == queue,
         other.name != worker,
-        other.drain.is_(None),
-        other.state.in_((WorkerState.IDLE, WorkerState.RENDERING)),
-        other.reason.is_(None),  # otherwise it says why it takes nothing
-        other.beat_at > db_now() - ALIVE_SECONDS,
+        ready(other),
         # Without `correlate`, a subquery this deep would read all segments in place of the one that is looked at.
         ~exists()
         .where(theirs.segment_id == segment.id, theirs.worker == other.name, theirs.strike)

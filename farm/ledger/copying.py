@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import RowMapping, and_, func, select
+from sqlalchemy import RowMapping, func, select
 from sqlalchemy import Table as TableClause
 from sqlalchemy.orm import Session
 
 from farm.errors import InputError
-from farm.ledger.store import Ledger, db_now
+from farm.ledger.presence import alive
+from farm.ledger.store import Ledger
 from farm.ledger.tables import JobRow, Table, WorkerRow
-from farm.ledger.values import ALIVE_SECONDS
-from farm.states import WorkerState
 
 COPIED_AT_ONCE = 500  # rows; a carry in each may be a megabyte
 
@@ -25,9 +24,7 @@ def copy_into(source: Ledger, target: Ledger) -> int:
     holds something.
     """
     with source.read() as session:
-        lately = db_now() - ALIVE_SECONDS
-        alive = and_(WorkerRow.state.not_in((WorkerState.STOPPED, WorkerState.LOST)), WorkerRow.beat_at > lately)
-        busy = session.scalars(select(WorkerRow.name).where(alive).order_by(WorkerRow.name)).all()
+        busy = session.scalars(select(WorkerRow.name).where(alive()).order_by(WorkerRow.name)).all()
     if busy:
         raise InputError(f"at work: {', '.join(busy)}; stop all workers (`farm down` on each machine), then copy")
 

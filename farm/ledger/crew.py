@@ -11,10 +11,11 @@ from sqlalchemy.orm import Session
 
 from farm.errors import LeaseLost
 from farm.ledger.history import append
+from farm.ledger.presence import GONE, alive
 from farm.ledger.row_values import worker_value
 from farm.ledger.store import Ledger, db_now
 from farm.ledger.tables import AttemptRow, LockRow, OutboxRow, WorkerRow
-from farm.ledger.values import ALIVE_SECONDS, Worker
+from farm.ledger.values import Worker
 from farm.states import Event, WorkerState
 
 SICK_AFTER_JOBS = 3  # a worker that fails this many different jobs in a row is sick
@@ -147,10 +148,7 @@ def mark_lost(ledger: Ledger) -> list[str]:
     def story(session: Session) -> list[str]:
         names = session.scalars(
             update(WorkerRow)
-            .where(
-                WorkerRow.state.not_in((WorkerState.STOPPED, WorkerState.LOST)),
-                WorkerRow.beat_at < db_now() - ALIVE_SECONDS,
-            )
+            .where(WorkerRow.state.not_in(GONE), ~alive())
             .values(state=WorkerState.LOST)
             .returning(WorkerRow.name)
         ).all()

@@ -11,12 +11,12 @@ from sqlalchemy import ColumnElement, func, select
 from sqlalchemy.orm import Session
 
 from farm.errors import FarmError
-from farm.ledger.store import Ledger, db_now
+from farm.ledger.presence import at_work
+from farm.ledger.store import Ledger
 from farm.ledger.tables import AttemptRow, JobRow, SegmentRow, WorkerRow
-from farm.ledger.values import ALIVE_SECONDS
 from farm.ledger.workload import Look, Portion, portions
 from farm.models import load_model
-from farm.states import Continuity, Event, JobState, SegmentKind, WorkerState
+from farm.states import Continuity, Event, JobState, SegmentKind
 
 FILMS = 10  # by how many finished films the error is judged
 SEGMENTS = 50  # how many of the newest segments a speed is taken from
@@ -123,16 +123,7 @@ def _lay(free: list[float], work: float, at_once: int) -> float:
 
 def _crew(session: Session) -> dict[str, int]:
     """How many workers each queue has now."""
-    now = session.scalar(select(db_now())) or 0.0
-    rows = session.execute(
-        select(WorkerRow.queue, func.count())
-        .where(
-            WorkerRow.beat_at > now - ALIVE_SECONDS,
-            WorkerRow.drain.is_(None),
-            WorkerRow.state.in_((WorkerState.IDLE, WorkerState.RENDERING, WorkerState.LOADING)),
-        )
-        .group_by(WorkerRow.queue)
-    )
+    rows = session.execute(select(WorkerRow.queue, func.count()).where(at_work()).group_by(WorkerRow.queue))
     return {queue: count for queue, count in rows}
 
 

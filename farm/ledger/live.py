@@ -20,12 +20,12 @@ from sqlalchemy.orm import Session
 
 from farm.errors import LeaseLost
 from farm.ledger.history import append
+from farm.ledger.presence import ready
 from farm.ledger.store import Ledger, db_now
 from farm.ledger.tables import LockRow, WorkerRow
 from farm.states import WorkerState
 
 ADDRESS = "live"  # key of a worker's info: the Unix socket where it is asked for its host
-ALIVE_SECONDS = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +49,7 @@ def lease_host(
         rows = session.scalars(
             select(WorkerRow).where(
                 WorkerRow.queue == queue,
-                WorkerRow.drain.is_(None),
-                WorkerRow.reason.is_(None),  # otherwise it says why it takes nothing
-                WorkerRow.state.in_((WorkerState.IDLE, WorkerState.RENDERING)),
-                WorkerRow.beat_at > db_now() - ALIVE_SECONDS,
+                ready(),
                 WorkerRow.name.not_in(list(refused)),
             )
         ).all()

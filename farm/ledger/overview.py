@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import and_, case, func, or_, select, text
+from sqlalchemy import case, exists, func, or_, select, text
 
+from farm.ledger.presence import at_work
 from farm.ledger.row_values import segment_value
-from farm.ledger.store import Ledger, db_now
+from farm.ledger.store import Ledger
 from farm.ledger.tables import CLAIMABLE, LEASED, AttemptRow, EventRow, JobRow, SegmentRow, WorkerRow
-from farm.ledger.values import ALIVE_SECONDS, Segment
-from farm.states import FINISHED, Event, JobState, SegmentKind, WorkerState
+from farm.ledger.values import Segment
+from farm.states import FINISHED, Event, JobState, SegmentKind
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,18 +178,7 @@ def pulse(ledger: Ledger) -> tuple[int, int]:
 def queue_has_worker(ledger: Ledger, queue: str) -> bool:
     """Whether a worker that beats could take work of this queue."""
     with ledger.read() as session:
-        return bool(
-            session.scalar(
-                select(func.count()).where(
-                    and_(
-                        WorkerRow.queue == queue,
-                        WorkerRow.drain.is_(None),
-                        WorkerRow.state.in_((WorkerState.IDLE, WorkerState.RENDERING, WorkerState.LOADING)),
-                        WorkerRow.beat_at > db_now() - ALIVE_SECONDS,
-                    )
-                )
-            )
-        )
+        return bool(session.scalar(select(exists().where(WorkerRow.queue == queue, at_work()))))
 
 
 @dataclass(frozen=True, slots=True)

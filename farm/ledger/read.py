@@ -9,6 +9,7 @@ from sqlalchemy import case, exists, func, select, text
 from sqlalchemy.orm import Session
 
 from farm.errors import NotFound
+from farm.ledger.presence import at_work, is_alive, is_at_work
 from farm.ledger.row_values import artifact_value, attempt_value, job_value, segment_value, worker_value
 from farm.ledger.store import Ledger, db_now
 from farm.ledger.tables import (
@@ -22,7 +23,7 @@ from farm.ledger.tables import (
     SegmentRow,
     WorkerRow,
 )
-from farm.ledger.values import ALIVE_SECONDS, Artifact, Attempt, Batch, Job, LedgerEvent, Segment, Worker
+from farm.ledger.values import Artifact, Attempt, Batch, Job, LedgerEvent, Segment, Worker
 from farm.retry import STRIKES_PER_JOB
 from farm.states import FINISHED, ArtifactKind, Event, JobState, SegmentKind, SegmentState, WorkerState
 
@@ -179,8 +180,9 @@ def workers(ledger: Ledger) -> list[Worker]:
 
 def workers_at_work(ledger: Ledger, queue: str) -> list[Worker]:
     """A queue's workers that take work, be they busy or loading."""
-    at_work = (WorkerState.LOADING, WorkerState.IDLE, WorkerState.RENDERING)
-    return [one for one in workers(ledger) if one.queue == queue and one.drain is None and one.state in at_work]
+    query = select(WorkerRow).where(WorkerRow.queue == queue, at_work()).order_by(WorkerRow.name)
+    with ledger.read() as session:
+        return [worker_value(row) for row in session.scalars(query)]
 
 
 def running(ledger: Ledger, job_ids: Sequence[int] = ()) -> list[Segment]:
@@ -242,14 +244,7 @@ def stuck(ledger: Ledger, *, sample: int = 5) -> list[Stuck]:
         now = session.scalar(select(db_now())) or 0.0
         for queue, count in waiting:
             rows = session.scalars(select(WorkerRow).where(WorkerRow.queue == queue).order_by(WorkerRow.name)).all()
-            can = [
-                row
-                for row in rows
-                if row.drain is None
-                and row.state in (WorkerState.IDLE, WorkerState.RENDERING, WorkerState.LOADING)
-                and row.beat_at > now - ALIVE_SECONDS
-                and not (row.reason and row.state is WorkerState.IDLE)
-            ]
+            can = [row for row in rows if is_at_work(row, now) and not (row.reason and row.state is WorkerState.IDLE)]
             if can:
                 blocked = _blocked_jobs(session, queue, [row.name for row in can])
                 for job_id, n in blocked:
@@ -298,7 +293,7 @@ def _why_nobody(queue: str, rows: Sequence[WorkerRow], now: float) -> str:
         return f"no worker serves queue {queue}; name one in workers.toml if there is none, and run `farm up`"
     said: list[str] = []
     for row in rows:
-        if row.state in (WorkerState.STOPPED, WorkerState.LOST) or row.beat_at <= now - ALIVE_SECONDS:
+        if not is_alive(row, now):
             said.append(f"{row.name} is not running")
         elif row.drain is not None:
             said.append(f"{row.name} is draining (`farm workers resume {row.name}`)")

@@ -13,8 +13,6 @@ from typing import Any
 from farm.planning import Part
 from farm.states import ArtifactKind, Continuity, JobState, SegmentKind, SegmentState, WorkerState
 
-ALIVE_SECONDS = 60.0  # a worker that beat within so long is taken for alive
-
 
 @dataclass(frozen=True, slots=True)
 class JobRequest:

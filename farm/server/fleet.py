@@ -9,7 +9,8 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from farm import omnirt
-from farm.ledger import control, overview
+from farm.ledger import control, overview, read
+from farm.ledger.presence import is_at_work
 from farm.server import views
 from farm.server.access import COOKIE, Admin, Gate, Reader
 from farm.server.context import Here, problems
@@ -74,17 +75,17 @@ async def healthz() -> dict[str, Any]:
 def readyz(here: Here) -> JSONResponse:
     """Whether work would be taken: the ledger answers, and some worker renders."""
     try:
-        workers = views.fleet(here.ledger)
+        now = here.ledger.now()
+        queues = [worker.queue for worker in read.workers(here.ledger) if is_at_work(worker, now)]
     except Exception as error:  # whatever it is, this farm is not ready
         return JSONResponse({"ok": False, "job_store_backend": "ledger", "reason": type(error).__name__}, 503)
-    alive = [w for w in workers if w["state"] in ("idle", "rendering", "loading") and w["silent_seconds"] < 60]
     return JSONResponse(
         {
             "ok": True,
             "job_store_backend": "ledger",
-            "remote_worker_count": len(alive),
+            "remote_worker_count": len(queues),
             "allowed_model_tiers": [],
-            "queues": sorted({str(w["queue"]) for w in alive}),
+            "queues": sorted(set(queues)),
         }
     )
 

@@ -20,10 +20,10 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 
 from farm.config import Settings
-from farm.ledger import Ledger, overview
+from farm.ledger import Ledger, overview, read
 from farm.ledger.estimate import queue_work
 from farm.ledger.overview import Histogram
-from farm.server import views
+from farm.ledger.presence import is_alive
 from farm.server.access import Reader
 from farm.server.context import Here, problems
 
@@ -88,15 +88,14 @@ class FarmCollector(Collector):
         )
 
     def _workers(self) -> Iterable[Metric]:
-        workers = views.fleet(self._ledger)
+        now = self._ledger.now()
         up, restarts, memory, silent = {}, {}, {}, {}
-        for w in workers:
-            label = (w["name"], w["queue"], w["device"])
-            alive = w["state"] not in ("stopped", "lost") and w["silent_seconds"] < 60
-            up[(*label, w["state"])] = int(alive)
-            restarts[label] = w["host_restarts"]
-            silent[label] = w["silent_seconds"]
-            for key, value in w["info"].items():
+        for worker in read.workers(self._ledger):
+            label = (worker.name, worker.queue, worker.device)
+            up[(*label, worker.state.value)] = int(is_alive(worker, now))
+            restarts[label] = worker.host_restarts
+            silent[label] = round(max(0.0, now - worker.beat_at), 1)
+            for key, value in worker.info.items():
                 if "memory" in key and isinstance(value, int | float):
                     memory[(*label, key)] = value
         names = ["worker", "queue", "device"]

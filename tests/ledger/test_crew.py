@@ -7,13 +7,13 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import pytest
-from sqlalchemy import insert
+from sqlalchemy import insert, select
 
 from farm.errors import LeaseLost
-from farm.ledger import Ledger, control, crew, read
+from farm.ledger import Ledger, control, crew, presence, read
+from farm.ledger.presence import ALIVE_SECONDS
 from farm.ledger.ripple import owe
-from farm.ledger.tables import LockRow, OutboxRow, SegmentRow
-from farm.ledger.values import ALIVE_SECONDS
+from farm.ledger.tables import LockRow, OutboxRow, SegmentRow, WorkerRow
 from farm.states import WorkerState
 
 from .scenes import QUEUE, age_worker, beat, change, claim, hello, planned, segment, worker_row
@@ -96,6 +96,23 @@ def test_workers_that_fell_silent_are_marked_once(ledger: Ledger) -> None:
     assert crew.mark_lost(ledger) == []
     beat(ledger, "silent")
     assert worker_row(ledger, "silent").state is WorkerState.IDLE
+
+
+@pytest.mark.parametrize("seconds_ago", [0.0, ALIVE_SECONDS + 1])
+@pytest.mark.parametrize("drained", [False, True])
+def test_queries_and_programs_agree_on_who_lives_and_who_takes_work(
+    ledger: Ledger, seconds_ago: float, drained: bool
+) -> None:
+    for state in WorkerState:
+        hello(ledger, state.value, state=state)
+        if drained:
+            control.drain_worker(ledger, state.value)
+        age_worker(ledger, state.value, seconds_ago)
+    now = ledger.now()
+    for row_question, question in ((presence.alive, presence.is_alive), (presence.at_work, presence.is_at_work)):
+        with ledger.read() as session:
+            found = set(session.scalars(select(WorkerRow.name).where(row_question())))
+        assert found == {worker.name for worker in read.workers(ledger) if question(worker, now)}
 
 
 # Who leads
