@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import ParamSpec
 
 from sqlalchemy.orm import Session
 
@@ -48,16 +49,16 @@ from farm.ledger.audit.segments import (
 from farm.ledger.store import Ledger
 from farm.store import open_store
 
+P = ParamSpec("P")
+
 ORPHAN_SECONDS = 86_400.0  # as long as `farm gc` leaves a staging file alone
 
 RULES: tuple[Rule, ...] = (
     lease_columns_agree,
     one_live_token_per_segment,
-    no_lease_is_long_overdue,
     workers_and_leases_agree,
     attempts_are_numbered_without_holes,
     attempts_are_closed_once_and_told,
-    attempts_stay_within_limits,
     published_once,
     segments_own_every_frame_once,
     chains_are_rendered_in_order,
@@ -92,15 +93,18 @@ def audit(
 ) -> list[Violation]:
     """Every broken promise.  With `check_files` every artifact that still counts is hashed, which reads it all."""
     with _snapshot(ledger) as session:
-        found = [violation for rule in RULES for violation in _judged(rule, rule(session, settings))]
+        found = [violation for rule in RULES for violation in _judged(rule, session)]
+        found += _judged(no_lease_is_long_overdue, session, settings.lease)
+        found += _judged(attempts_stay_within_limits, session, settings.retry)
         if check_files:
-            found += _judged(files_are_as_published, files_are_as_published(session, open_store(settings)))
-            found += _judged(no_orphan_staging_files, no_orphan_staging_files(session, settings, orphan_seconds))
+            found += _judged(files_are_as_published, session, open_store(settings))
+            found += _judged(no_orphan_staging_files, session, settings, orphan_seconds)
     return found
 
 
-def _judged(rule: Callable[..., Findings], findings: Findings) -> list[Violation]:
-    return [Violation(rule.__name__.replace("_", " "), about, sentence) for about, sentence in findings]
+def _judged(rule: Callable[P, Findings], *args: P.args, **kwargs: P.kwargs) -> list[Violation]:
+    name = rule.__name__.replace("_", " ")
+    return [Violation(name, about, sentence) for about, sentence in rule(*args, **kwargs)]
 
 
 @contextmanager

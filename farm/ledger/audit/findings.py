@@ -8,7 +8,6 @@ from typing import Any
 from sqlalchemy import ColumnElement, ColumnExpressionArgument, Select, exists, select
 from sqlalchemy.orm import Session
 
-from farm.config import Settings
 from farm.ledger.crew import REAPER_LOCK
 from farm.ledger.store import db_now
 from farm.ledger.tables import LockRow, SegmentRow
@@ -16,7 +15,7 @@ from farm.ledger.tables import LockRow, SegmentRow
 Findings = Iterator[tuple[str, str]]
 """Pairs of which row breaks a promise ("job 3", "render segment 7 of job 3", a path) and a sentence that says how."""
 
-Rule = Callable[[Session, Settings], Findings]
+Rule = Callable[[Session], Findings]
 """One promise as one query.  The function's name is the rule's, its docstring the promise."""
 
 

@@ -7,7 +7,6 @@ from collections import defaultdict
 from sqlalchemy import and_, case, exists, func, or_, select
 from sqlalchemy.orm import Session, aliased
 
-from farm.config import Settings
 from farm.ledger.audit.findings import Findings, a_reaper_leads, about, broken_by, segments_where
 from farm.ledger.store import db_now
 from farm.ledger.tables import (
@@ -25,7 +24,7 @@ from farm.states import FINISHED, ArtifactKind, JobState, SegmentKind, SegmentSt
 OWED_SECONDS = 60.0  # how long a doorbell may be owed while a reaper leads
 
 
-def jobs_are_what_their_segments_say(session: Session, settings: Settings) -> Findings:
+def jobs_are_what_their_segments_say(session: Session) -> Findings:
     """State, counts and frames of a job are those that follow from its segments."""
     counts: dict[int, dict[tuple[SegmentKind, SegmentState], int]] = defaultdict(dict)
     frames: dict[int, int] = defaultdict(int)
@@ -52,7 +51,7 @@ def jobs_are_what_their_segments_say(session: Session, settings: Settings) -> Fi
             yield (f"job {job_id}", f"it says {said} and is {right}")
 
 
-def ended_jobs_say_when_and_why(session: Session, settings: Settings) -> Findings:
+def ended_jobs_say_when_and_why(session: Session) -> Findings:
     """A finished job has its end, a failed or cancelled one its reason, and no other job has either."""
     dead = JobRow.state.in_((JobState.FAILED, JobState.CANCELLED))
     wrong = or_(
@@ -63,7 +62,7 @@ def ended_jobs_say_when_and_why(session: Session, settings: Settings) -> Finding
         yield (f"job {job_id}", f"it is {state} with reason {reason!r}")
 
 
-def no_job_is_lost(session: Session, settings: Settings) -> Findings:
+def no_job_is_lost(session: Session) -> Findings:
     """Every unfinished job has a segment that is queued or leased, and none that waits for what is published."""
     moving = exists().where(
         SegmentRow.job_id == JobRow.id, SegmentRow.state.in_((SegmentState.QUEUED, SegmentState.LEASED))
@@ -89,7 +88,7 @@ def no_job_is_lost(session: Session, settings: Settings) -> Findings:
     )
 
 
-def films_are_of_succeeded_jobs(session: Session, settings: Settings) -> Findings:
+def films_are_of_succeeded_jobs(session: Session) -> Findings:
     """A succeeded job has one film; no other job has one."""
     films = (
         select(func.count())
@@ -102,7 +101,7 @@ def films_are_of_succeeded_jobs(session: Session, settings: Settings) -> Finding
         yield (f"job {job_id}", f"it is {state} and has {count} films")
 
 
-def published_segments_have_their_file(session: Session, settings: Settings) -> Findings:
+def published_segments_have_their_file(session: Session) -> Findings:
     """In a job that has not ended, a render segment has its artifact if and only if it succeeded."""
     files = (
         select(func.count())
@@ -128,7 +127,7 @@ def published_segments_have_their_file(session: Session, settings: Settings) -> 
         yield (about(row), f"it is {row.state} and the ledger knows {count} files")
 
 
-def owed_doorbells_are_rung(session: Session, settings: Settings) -> Findings:
+def owed_doorbells_are_rung(session: Session) -> Findings:
     """While a reaper leads, no doorbell stays owed."""
     count, oldest = session.execute(
         select(func.count(), func.min(OutboxRow.created_at)).where(
@@ -139,7 +138,7 @@ def owed_doorbells_are_rung(session: Session, settings: Settings) -> Findings:
         yield ("outbox", f"{count} doorbells are owed since {oldest:.0f}")
 
 
-def spent_budgets_are_told(session: Session, settings: Settings) -> Findings:
+def spent_budgets_are_told(session: Session) -> Findings:
     """A batch whose budget was spent has one, the history says so, and a batch's budget is more than nothing."""
     told = exists().where(EventRow.batch_id == BatchRow.id, EventRow.event == "budget_spent")
     wrong = or_(
@@ -149,7 +148,7 @@ def spent_budgets_are_told(session: Session, settings: Settings) -> Findings:
         yield (f"batch {batch_id}", f"its budget is {budget} and the history says nothing of it")
 
 
-def leases_keep_to_quotas(session: Session, settings: Settings) -> Findings:
+def leases_keep_to_quotas(session: Session) -> Findings:
     """An owner has no more render segments under lease than its quota, but for leases older than the quota."""
     counted = (
         select(JobRow.owner, func.count(), func.max(AttemptRow.started_at), OwnerRow.quota)

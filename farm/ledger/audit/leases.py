@@ -5,7 +5,7 @@ from __future__ import annotations
 from sqlalchemy import and_, case, exists, func, or_, select
 from sqlalchemy.orm import Session
 
-from farm.config import Settings
+from farm.config import LeaseSettings, RetrySettings
 from farm.ledger.audit.findings import Findings, a_reaper_leads, about, broken_by, segments_where
 from farm.ledger.repair import LOST_AGAIN
 from farm.ledger.store import db_now
@@ -18,7 +18,7 @@ from farm.ledger.tables import (
 from farm.states import Event, SegmentState
 
 
-def lease_columns_agree(session: Session, settings: Settings) -> Findings:
+def lease_columns_agree(session: Session) -> Findings:
     """A leased segment names its worker and its end; no other segment does."""
     named = and_(SegmentRow.leased_by.is_not(None), SegmentRow.lease_until.is_not(None))
     bare = and_(SegmentRow.leased_by.is_(None), SegmentRow.lease_until.is_(None))
@@ -30,7 +30,7 @@ def lease_columns_agree(session: Session, settings: Settings) -> Findings:
     )
 
 
-def one_live_token_per_segment(session: Session, settings: Settings) -> Findings:
+def one_live_token_per_segment(session: Session) -> Findings:
     """A leased segment has one open attempt, of its own token and worker; no other segment has one."""
     mine = and_(AttemptRow.segment_id == SegmentRow.id, AttemptRow.ended_at.is_(None))
     counted = select(func.count()).where(mine).correlate(SegmentRow).scalar_subquery()
@@ -48,9 +48,9 @@ def one_live_token_per_segment(session: Session, settings: Settings) -> Findings
     )
 
 
-def no_lease_is_long_overdue(session: Session, settings: Settings) -> Findings:
+def no_lease_is_long_overdue(session: Session, lease: LeaseSettings) -> Findings:
     """While a reaper leads, a lease that ran out is taken back within a lease's time and a sweep."""
-    grace = settings.lease.ttl_seconds + settings.lease.sweep_seconds
+    grace = lease.ttl_seconds + lease.sweep_seconds
     yield from broken_by(
         session,
         segments_where(
@@ -60,7 +60,7 @@ def no_lease_is_long_overdue(session: Session, settings: Settings) -> Findings:
     )
 
 
-def workers_and_leases_agree(session: Session, settings: Settings) -> Findings:
+def workers_and_leases_agree(session: Session) -> Findings:
     """A worker that names a segment holds its lease.
 
     The other way round need not hold: a claim whose answer was lost leaves a lease that its worker knows nothing of.
@@ -81,7 +81,7 @@ def workers_and_leases_agree(session: Session, settings: Settings) -> Findings:
         yield (f"worker {name}", f"it does not hold segment {segment_id}")
 
 
-def attempts_are_numbered_without_holes(session: Session, settings: Settings) -> Findings:
+def attempts_are_numbered_without_holes(session: Session) -> Findings:
     """A segment's attempts are 1, 2, … up to its own count, each with a token of its own."""
     counted = (
         select(
@@ -113,7 +113,7 @@ def attempts_are_numbered_without_holes(session: Session, settings: Settings) ->
         yield (about(row), f"it counts {row.attempt} attempts, {count} are there")
 
 
-def attempts_are_closed_once_and_told(session: Session, settings: Settings) -> Findings:
+def attempts_are_closed_once_and_told(session: Session) -> Findings:
     """A closed attempt has an end, an outcome and both lines of history; an open one has the first line only."""
     told = (
         select(func.count())
@@ -144,18 +144,16 @@ def attempts_are_closed_once_and_told(session: Session, settings: Settings) -> F
         )
 
 
-def attempts_stay_within_limits(session: Session, settings: Settings) -> Findings:
+def attempts_stay_within_limits(session: Session, retry: RetrySettings) -> Findings:
     """No segment was tried again after it had failed, or lost its worker, as often as is allowed."""
     yield from broken_by(
         session,
-        segments_where(
-            or_(SegmentRow.errors > settings.retry.max_errors, SegmentRow.losses > settings.retry.max_losses)
-        ),
+        segments_where(or_(SegmentRow.errors > retry.max_errors, SegmentRow.losses > retry.max_losses)),
         lambda row: f"{row.errors} errors and {row.losses} losses are more than are allowed",
     )
 
 
-def published_once(session: Session, settings: Settings) -> Findings:
+def published_once(session: Session) -> Findings:
     """A succeeded segment has exactly one attempt that succeeded, its last; no other segment has one."""
     good = and_(AttemptRow.segment_id == SegmentRow.id, AttemptRow.outcome == Event.SUCCEED.value)
     counted = select(func.count()).where(good).correlate(SegmentRow).scalar_subquery()

@@ -5,7 +5,6 @@ from __future__ import annotations
 from sqlalchemy import and_, case, exists, func, or_, select
 from sqlalchemy.orm import Session, aliased
 
-from farm.config import Settings
 from farm.ledger.audit.findings import Findings, about, broken_by, segments_where
 from farm.ledger.repair import LOST_AGAIN
 from farm.ledger.tables import (
@@ -19,7 +18,7 @@ OPEN = (SegmentState.WAITING, SegmentState.QUEUED, SegmentState.LEASED)
 ENDED = (SegmentState.SUCCEEDED, SegmentState.FAILED, SegmentState.CANCELLED)
 
 
-def segments_own_every_frame_once(session: Session, settings: Settings) -> Findings:
+def segments_own_every_frame_once(session: Session) -> Findings:
     """The render segments of a planned job are numbered 0, 1, … and tile [0, total_frames)."""
     numbered = (
         select(
@@ -59,7 +58,7 @@ def segments_own_every_frame_once(session: Session, settings: Settings) -> Findi
         yield (f"job {job_id}", f"its segments own {owned} frames of {total}")
 
 
-def chains_are_rendered_in_order(session: Session, settings: Settings) -> Findings:
+def chains_are_rendered_in_order(session: Session) -> Findings:
     """A segment that starts from a carry is offered only after the one before it left that carry."""
     before = aliased(SegmentRow)
     lost_again = exists().where(AttemptRow.segment_id == before.id, AttemptRow.outcome == LOST_AGAIN)
@@ -78,7 +77,7 @@ def chains_are_rendered_in_order(session: Session, settings: Settings) -> Findin
     )
 
 
-def films_are_assembled_last(session: Session, settings: Settings) -> Findings:
+def films_are_assembled_last(session: Session) -> Findings:
     """A film is assembled only after all its segments, and nothing is rendered before it was prepared."""
     other = aliased(SegmentRow)
     offered = (SegmentState.QUEUED, SegmentState.LEASED, SegmentState.SUCCEEDED)
@@ -95,7 +94,7 @@ def films_are_assembled_last(session: Session, settings: Settings) -> Findings:
     )
 
 
-def ended_segments_have_an_end(session: Session, settings: Settings) -> Findings:
+def ended_segments_have_an_end(session: Session) -> Findings:
     """A segment has the time of its end if and only if it ended."""
     yield from broken_by(
         session,
@@ -104,7 +103,7 @@ def ended_segments_have_an_end(session: Session, settings: Settings) -> Findings
     )
 
 
-def held_segments_are_of_stopped_jobs(session: Session, settings: Settings) -> Findings:
+def held_segments_are_of_stopped_jobs(session: Session) -> Findings:
     """Open segments are held if and only if their job is paused, failed or cancelled."""
     stopped = or_(JobRow.paused, JobRow.state.in_((JobState.FAILED, JobState.CANCELLED)))
     query = (
