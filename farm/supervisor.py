@@ -133,7 +133,7 @@ def plan_children(settings: Settings, *, flower: bool, serve: bool) -> list[Chil
     if settings.redis_is_private:
         children.append(Child(REDIS, redis_server.server_argv(settings)))
     for spec in load_roster():
-        children.append(Child(f"worker-{spec.name}", [sys.executable, "-m", "workers.app", spec.name]))
+        children.append(Child(f"worker-{spec.name}", [sys.executable, "-m", "workers", spec.name]))
     if flower:
         children.append(Child("flower", [sys.executable, "-m", "farm.flower"]))
     if serve:

@@ -1,6 +1,6 @@
 """The Celery side of a worker: it hears doorbells, answers pings and shows Flower what the runner does.
 
-    python -m workers.app NAME        NAME is a table of configs/workers.toml
+    python -m workers NAME        NAME is a table of configs/workers.toml
 
 Celery delivers and knows nothing else.  The runner works in a thread of its own, so the pool is always free: a worker
 that renders answers pings at once and stays online in Flower, and a doorbell returns in a millisecond.
@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import sys
 import threading
 from types import FrameType
 from typing import Any
@@ -136,7 +135,3 @@ def main(argv: list[str]) -> int:
     )
     worker.start()
     return int(worker.exitcode or 0)
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -97,7 +97,7 @@ def worker(farm: Farm, name: str) -> None:
     """
     spec = find_worker(name)
     os.environ["FARM_HOME"] = str(farm.settings.home)
-    os.execv(sys.executable, [sys.executable, "-m", "workers.app", spec.name])
+    os.execv(sys.executable, [sys.executable, "-m", "workers", spec.name])
 
 
 @click.command(context_settings={"ignore_unknown_options": True})

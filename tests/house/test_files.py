@@ -176,6 +176,14 @@ def test_every_container_of_the_farm_reads_one_file_of_workers(compose: dict[str
                 assert service["command"][1] in shipped, name
 
 
+def test_every_container_of_a_worker_is_as_healthy_as_its_worker(compose: dict[str, Any]) -> None:
+    workers = {n: s for n, s in compose["services"].items() if s.get("command", [""])[0] == "worker"}
+    assert len(workers) == 5
+    for name, service in workers.items():
+        check = ["CMD", "farm", "workers", "check", service["command"][1]]
+        assert service["healthcheck"]["test"] == check, name
+
+
 def test_every_unit_starts_a_command_of_the_farm() -> None:
     started = {}
     for path in (ROOT / "scripts/systemd").glob("*.service"):

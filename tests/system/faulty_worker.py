@@ -1,6 +1,6 @@
 """A worker that kills itself at chosen points of an attempt, or lives with a wrong clock.
 
-    python -m tests.system.faulty_worker NAME          as workers.app, with FAULTS (JSON) in the environment
+    python -m tests.system.faulty_worker NAME          as python -m workers, with FAULTS (JSON) in the environment
 
 FAULTS: `points` maps a point to the probability of dying there, `seed` feeds the dice, `log` is a file that gets one
 line for each such death, `clock_seconds` is how far this process's clock is off.  The product has no such hooks: the

@@ -77,8 +77,8 @@ def test_a_farm_starts_what_its_file_says_in_its_order(home: Path) -> None:
         "serve",
     ]
     assert redis.argv == server_argv(settings)
-    assert z.argv == [sys.executable, "-m", "workers.app", "z"]
-    assert a.argv == [sys.executable, "-m", "workers.app", "a"]
+    assert z.argv == [sys.executable, "-m", "workers", "z"]
+    assert a.argv == [sys.executable, "-m", "workers", "a"]
     assert flower.argv == [sys.executable, "-m", "farm.flower"]
     assert serve.argv == [sys.executable, "-m", "farm.cli", "serve"]
     told = child_environment(settings)
