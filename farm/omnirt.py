@@ -12,7 +12,7 @@ import difflib
 import json
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -122,7 +122,9 @@ def validate(source: GenerateRequest | Mapping[str, Any] | str | Path) -> Valida
     def say(message: str, level: str = "error") -> None:
         issues.append({"level": level, "message": message})
 
-    def result(backend: str = "", inputs: Any = None, config: Any = None) -> ValidationResult:
+    def result(
+        backend: str = "", inputs: dict[str, Any] | None = None, config: dict[str, Any] | None = None
+    ) -> ValidationResult:
         ok = not any(issue["level"] == "error" for issue in issues)
         return ValidationResult(ok, request, backend, inputs or {}, config or {}, request.model, issues)
 
@@ -158,7 +160,7 @@ def _preset(spec: ModelSpec, given: Any) -> tuple[str | None, str | None]:
     return None, f"Unknown preset {given!r}. Available presets: [{', '.join(spec.presets)}]"
 
 
-def _check_inputs(spec: ModelSpec, inputs: Mapping[str, Any], say: Any) -> None:
+def _check_inputs(spec: ModelSpec, inputs: Mapping[str, Any], say: Callable[[str], None]) -> None:
     supported = ["audio", "image"] + (["prompt"] if spec.prompt else [])
     unknown = sorted(set(inputs) - set(supported))
     if unknown:
@@ -180,7 +182,9 @@ def _exists(path: str) -> bool:
         return False
 
 
-def _check_config(spec: ModelSpec, preset: str, config: Mapping[str, Any], say: Any) -> dict[str, Any]:
+def _check_config(
+    spec: ModelSpec, preset: str, config: Mapping[str, Any], say: Callable[[str], None]
+) -> dict[str, Any]:
     """The config with its defaults, in the farm's words."""
     renamed = {old: new for old, new in RENAMED.items() if new in spec.settings and spec.settings[new].job}
     job_settings = [name for name, setting in spec.settings.items() if setting.job]
@@ -219,7 +223,7 @@ def _text(value: Any) -> str | None:
     return None if value is None else str(value)
 
 
-def _check_backend(spec: ModelSpec, backend: str, say: Any) -> str:
+def _check_backend(spec: ModelSpec, backend: str, say: Callable[[str], None]) -> str:
     ours = {kind: word for word, kind in BACKENDS.items()}
     if backend == "auto":
         return ours.get(spec.device_kinds[0], spec.device_kinds[0])

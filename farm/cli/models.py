@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import click
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TransferSpeedColumn
 
 from farm.cli.farm_context import Farm
 from farm.cli.show import console, echo_json, echo_rows, json_option
@@ -201,7 +201,8 @@ class _Bars:
     def __init__(self) -> None:
         self._stack = ExitStack()
         self._progress: Progress | None = None
-        self._tasks: dict[str, object] = {}
+        self._tasks: dict[str, TaskID] = {}
+        self._said: set[str] = set()
 
     def __enter__(self) -> _Bars:
         if sys.stderr.isatty():
@@ -214,13 +215,13 @@ class _Bars:
 
     def say(self, file: str, done: int, size: int) -> None:
         if self._progress is None:
-            if file not in self._tasks:
-                self._tasks[file] = None
+            if file not in self._said:
+                self._said.add(file)
                 click.echo(f"{file}  {size / 1e6:.1f} MB", err=True)
             return
         if file not in self._tasks:
             self._tasks[file] = self._progress.add_task(file, total=size)
-        self._progress.update(self._tasks[file], completed=done)  # type: ignore[arg-type]
+        self._progress.update(self._tasks[file], completed=done)
 
 
 def _find(model_id: str) -> ModelSpec:

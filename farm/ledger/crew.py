@@ -5,8 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from sqlalchemy import and_, delete, func, or_, select, update
-from sqlalchemy.dialects.postgresql import insert as postgres_insert
-from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.orm import Session
 
 from farm.errors import LeaseLost
@@ -21,10 +19,6 @@ from farm.states import Event, WorkerState
 SICK_AFTER_JOBS = 3  # a worker that fails this many different jobs in a row is sick
 FORGIVE_AFTER_SECONDS = 3600.0
 REAPER_LOCK = "reaper"  # who expires leases for the whole farm
-
-
-def _upsert(ledger: Ledger) -> Any:
-    return sqlite_insert if ledger.is_sqlite else postgres_insert
 
 
 def say_hello(
@@ -57,7 +51,7 @@ def say_hello(
             "info": info,
         }
         session.execute(
-            _upsert(ledger)(WorkerRow)
+            ledger.insert(WorkerRow)
             .values(name=name, started_at=db_now(), beat_at=db_now(), forgiven_at=0.0, **values)
             .on_conflict_do_update(
                 index_elements=[WorkerRow.name], set_=values | {"started_at": db_now(), "beat_at": db_now()}
@@ -173,7 +167,7 @@ def lead(ledger: Ledger, lock: str, holder: str, *, ttl_seconds: float) -> bool:
             return True
         return (
             session.scalar(
-                _upsert(ledger)(LockRow)
+                ledger.insert(LockRow)
                 .values(name=lock, holder=holder, until=db_now() + ttl_seconds)
                 .on_conflict_do_nothing()
                 .returning(LockRow.name)

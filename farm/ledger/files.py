@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import select
-from sqlalchemy.dialects.postgresql import insert as postgres_insert
-from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.orm import Session
 
 from farm.ledger.store import Ledger
@@ -38,11 +36,9 @@ def known_files(ledger: Ledger, paths: Sequence[str]) -> dict[str, KnownFile]:
 
 
 def remember_files(ledger: Ledger, files: Sequence[KnownFile]) -> None:
-    upsert: Any = sqlite_insert if ledger.is_sqlite else postgres_insert
-
     def story(session: Session) -> None:
         for start in range(0, len(files), _PER_STATEMENT):
-            statement = upsert(FileRow).values(
+            statement = ledger.insert(FileRow).values(
                 [
                     {
                         "path": f.path,

@@ -5,11 +5,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from sqlalchemy import func, insert, literal, select, text
-from sqlalchemy.dialects.postgresql import insert as postgres_insert
-from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.orm import Session
 
 from farm.ledger.ripple import owe
@@ -105,9 +102,8 @@ def take_in(
 
 def _take_turns(ledger: Ledger, session: Session) -> None:
     """Wait for every other submission to commit: two of the same rows must be one, and so must an owner's clock."""
-    upsert: Any = sqlite_insert if ledger.is_sqlite else postgres_insert
     session.execute(
-        upsert(LockRow)
+        ledger.insert(LockRow)
         .values(name="intake", holder="", until=0.0)
         .on_conflict_do_update(index_elements=[LockRow.name], set_={"holder": ""})
     )

@@ -16,8 +16,6 @@ from enum import StrEnum
 from typing import Any
 
 from sqlalchemy import delete, select, update
-from sqlalchemy.dialects.postgresql import insert as postgres_insert
-from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.orm import Session
 
 from farm.errors import NotFound
@@ -144,12 +142,11 @@ class Remembered:
 def begin_request(ledger: Ledger, owner: str, key: str, request: bytes) -> Remembered | None:
     """Note that this request begins.  Returns the answer when it is a repetition.  Raises Conflict."""
     row_key, digest = _request_key(owner, key), hashlib.sha256(request).hexdigest()
-    insert: Any = sqlite_insert if ledger.is_sqlite else postgres_insert
 
     def story(session: Session) -> Remembered | None:
         session.execute(delete(IdempotencyRow).where(IdempotencyRow.created_at < db_now() - REMEMBER_SECONDS))
         won = session.scalar(
-            insert(IdempotencyRow)
+            ledger.insert(IdempotencyRow)
             .values(key=row_key, request_sha256=digest, job_id=None, batch=None, created_at=db_now())
             .on_conflict_do_nothing()
             .returning(IdempotencyRow.key)

@@ -11,11 +11,8 @@ import hashlib
 import secrets
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any
 
 from sqlalchemy import select, update
-from sqlalchemy.dialects.postgresql import insert as postgres_insert
-from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.orm import Session
 
 from farm.errors import LeaseLost
@@ -63,14 +60,13 @@ def lease_host(
 
 
 def _take(ledger: Ledger, lease: LiveLease, owner: str, ttl_seconds: float) -> bool:
-    insert: Any = sqlite_insert if ledger.is_sqlite else postgres_insert
     name = _lock(lease.worker)
 
     def story(session: Session) -> bool:
         values = {"holder": lease.token, "until": db_now() + ttl_seconds}
         free = update(LockRow).where(LockRow.name == name, LockRow.until < db_now())
         won = session.scalar(free.values(**values).returning(LockRow.name)) or session.scalar(
-            insert(LockRow).values(name=name, **values).on_conflict_do_nothing().returning(LockRow.name)
+            ledger.insert(LockRow).values(name=name, **values).on_conflict_do_nothing().returning(LockRow.name)
         )
         if won is not None:
             append(session, "live_lease", worker=lease.worker, detail=f"for {owner}")

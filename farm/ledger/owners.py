@@ -80,7 +80,7 @@ def set_quota(ledger: Ledger, name: str, quota: int | None) -> None:
     _change(ledger, name, "quota", quota)
 
 
-def _change(ledger: Ledger, name: str, column: str, value: Any) -> None:
+def _change(ledger: Ledger, name: str, column: str, value: float | None) -> None:
     def story(session: Session) -> None:
         row = session.get(OwnerRow, name, with_for_update=True)
         if row is None:
@@ -94,7 +94,7 @@ def _change(ledger: Ledger, name: str, column: str, value: Any) -> None:
 # What the claim asks
 
 
-def _owner_of(segment: Any) -> ScalarSelect[str]:
+def _owner_of(segment: type[SegmentRow]) -> ScalarSelect[str]:
     job = aliased(JobRow)
     return select(job.owner).where(job.id == segment.job_id).correlate(segment).scalar_subquery()
 

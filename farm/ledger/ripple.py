@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import bindparam, func, insert, select, update
+from sqlalchemy import ColumnExpressionArgument, bindparam, func, insert, select, update
 from sqlalchemy.orm import Session
 
 from farm.ledger.history import append
@@ -144,7 +144,7 @@ def ready_all(session: Session, job_id: int) -> None:
             _ready(session, SegmentRow.id == row.id)
 
 
-def _ready(session: Session, *where: Any) -> None:
+def _ready(session: Session, *where: ColumnExpressionArgument[bool]) -> None:
     queues = session.scalars(
         update(SegmentRow)
         .where(*where, SegmentRow.state == SegmentState.WAITING)

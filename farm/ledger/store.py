@@ -11,10 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, Double, Engine, create_engine, event, make_url
+from sqlalchemy import Connection, Double, Engine, create_engine, event, make_url, select
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.compiler import compiles
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import DeclarativeBase, Session
 from sqlalchemy.sql.functions import FunctionElement
 
 from farm.errors import ConfigError, LedgerAway
@@ -105,10 +106,14 @@ class Ledger:
                 time.sleep(pause * random.uniform(0.5, 1.5))  # writers in conflict must not march in step
                 pause = min(pause * 2, 2.0)
 
+    def insert(self, row: type[DeclarativeBase]) -> sqlite.Insert | postgresql.Insert:
+        """An INSERT that can say what happens when the row is there already; each database has its own."""
+        return sqlite.insert(row) if self.is_sqlite else postgresql.insert(row)
+
     def now(self) -> float:
         """The ledger's clock."""
         with self.read() as session:
-            return float(session.scalar(_select_now()) or 0.0)
+            return float(session.scalar(select(db_now())) or 0.0)
 
     def close(self) -> None:
         self.engine.dispose()
@@ -226,12 +231,6 @@ def _begin_sqlite(connection: Connection) -> None:
     # A transaction that reads first and writes later would fail at once instead of waiting for the other writer.
     write = connection.get_execution_options().get("farm_write", False)
     connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
-
-
-def _select_now() -> Any:
-    from sqlalchemy import select
-
-    return select(db_now())
 
 
 # PostgreSQL: serialization failure, deadlock, lock not available, admin shutdown, crash shutdown, cannot connect now,

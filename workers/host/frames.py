@@ -19,8 +19,8 @@ def read_frames(
     first_frame: int,
     frames: int,
     carry: bytes | None = None,
-    take: Callable[[bytes], Any],
-    on_progress: Callable[[Progress], Any] = lambda progress: None,
+    take: Callable[[bytes], object],
+    on_progress: Callable[[Progress], object] = lambda progress: None,
 ) -> Rendered:
     """Render a segment and give its bytes to `take`, from a thread, as they come.  Raises what `Host.render` raises."""
     reading, writing = os.pipe()

@@ -56,7 +56,6 @@ def _staging_files(session: Session, settings: Settings) -> Iterable[Path]:
     """Below the artifacts, and beside the films."""
     for folder, _, names in os.walk(settings.artifacts_dir):
         yield from (Path(folder, name) for name in names if is_staging_name(Path(name)))
-    for folder in sorted({os.path.dirname(output) for output in session.scalars(select(JobRow.output))}):  # noqa: PTH120
-        with_names = Path(folder)
-        if with_names.is_dir():
-            yield from (path for path in with_names.iterdir() if is_staging_name(path))
+    for films in sorted({Path(output).parent for output in session.scalars(select(JobRow.output))}):
+        if films.is_dir():
+            yield from (path for path in films.iterdir() if is_staging_name(path))
