@@ -7,7 +7,6 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Mapping
 from typing import Any
 
 import psutil
@@ -15,26 +14,25 @@ import psutil
 from farm import __version__
 from farm.config import Settings
 from farm.doorbell import Doorbell, Ringer
-from farm.errors import EngineChanged, Interrupted, LeaseLost, LedgerAway, NoEncoder
-from farm.ledger import Ledger, crew, moves, read
-from farm.ledger.repair import begin_again, render_again
+from farm.errors import EngineChanged, LeaseLost, LedgerAway
+from farm.ledger import Ledger, crew, moves
 from farm.ledger.values import Lease
 from farm.logs import log_ids
 from farm.processes import kill_group
 from farm.reaper import Reaper
-from farm.retry import Decision, backoff, decide
 from farm.roster import WorkerSpec, machine_name
-from farm.states import Event, SegmentKind, WorkerState
+from farm.states import SegmentKind, WorkerState
 from farm.store import open_store
 from farm.workshop import Stopped
 from workers.announce import Announcer, Silence
 from workers.assembling import BadSegment
+from workers.endings import Endings
 from workers.film_steps import FilmSteps
 from workers.heart import Heart, LeaseWatch
 from workers.live_turns import LiveTurns
 from workers.rendering import RenderedSegment, Renderer
 from workers.room import Room
-from workers.sight import SIGHT_SECONDS, Sight
+from workers.sight import Sight
 from workers.warming import Loader, make_renderer
 
 log = logging.getLogger(__name__)
@@ -90,6 +88,15 @@ class Runner:
             self._live = self._make_live(self._renderer)
         else:
             self._film_steps = FilmSteps(ledger, settings, self._store, self.device)
+        self._endings = Endings(
+            ledger,
+            self.policy,
+            self.announcer,
+            self._room,
+            name=self.name,
+            queue=self.queue,
+            host=self._renderer.host if self._renderer is not None else None,
+        )
         self._reaper = Reaper(ledger, settings, holder=f"{self.name}/{incarnation}", ring=self._ring, kill=kill_group)
 
     def _make_live(self, renderer: Renderer) -> LiveTurns | None:
@@ -218,22 +225,22 @@ class Runner:
         try:
             unseen = self._sight.why_others(lease)
             if unseen is not None:
-                self._leave_to_others(lease, unseen)
+                self._endings.leave_to_others(lease, unseen)
                 return
             result = self._perform(lease, watch)
         except LeaseLost:
-            self._drop(lease, "the lease is lost; its new owner goes on")
+            self._endings.drop(lease, "the lease is lost; its new owner goes on")
         except Stopped as stopped:
-            self._give_back(lease, str(stopped))
+            self._endings.give_back(lease, str(stopped), began)
         except BadSegment as error:
-            self._ask_for_segments_again(lease, error)
+            self._endings.ask_for_segments_again(lease, error)
         except EngineChanged as error:
-            self._begin_again(lease, error)
+            self._endings.begin_again(lease, error)
         except Exception as error:
             if self._hurried:  # its host was killed under it
-                self._give_back(lease, "shutdown")
+                self._endings.give_back(lease, "shutdown", began)
             else:
-                self._release(lease, error, began)
+                self._endings.release(lease, error, began)
         else:
             self._warm_job = lease.job.id
             seconds = time.monotonic() - began
@@ -281,100 +288,6 @@ class Runner:
             "device": self.device,
             "file": done.artifacts[0].path,
         }
-
-    # Ends without a result
-
-    def _give_back(self, lease: Lease, word: str) -> None:
-        sentences: Mapping[str, str] = {
-            "shutdown": "the worker was stopped",
-            moves.Standing.PAUSED: "the job was paused",
-            moves.Standing.DRAIN: "the worker was drained",
-        }
-        if word in (moves.Standing.LOST, moves.Standing.CANCELLED):
-            try:
-                # A job that failed elsewhere still counts this lease as held.
-                moves.release(self.ledger, lease, Decision(Event.INTERRUPT, "the job ended", "stop"))
-            except LeaseLost:
-                self._drop(lease, f"the render was stopped: {word}")
-            else:
-                self.announcer.failed(lease, "the job ended", retried=True)
-            return
-        self._release(lease, Interrupted(sentences.get(word, word)), time.monotonic())
-
-    def _ask_for_segments_again(self, lease: Lease, error: BadSegment) -> None:
-        """Nobody failed: what was published is gone, and the film is assembled once it is there again."""
-        log.warning("%s: %s", lease.label, error)
-        pause = self.policy.base_delay_seconds  # so that nobody takes it before the segments are queued
-        try:
-            moves.release(self.ledger, lease, Decision(Event.INTERRUPT, str(error), "stop", max(pause, 1.0)))
-        except LeaseLost:
-            self._drop(lease, "the lease was lost meanwhile")
-            return
-        self.announcer.failed(lease, str(error), retried=True)
-        for number in error.paths:
-            render_again(self.ledger, lease.job.id, number, str(error))
-
-    def _leave_to_others(self, lease: Lease, why: str) -> None:
-        """Another machine may see what this one does not; meanwhile this one takes what else there is."""
-        log.error("%s: %s", lease.label, why)
-        tried = sum(a.failure == "store" for a in read.attempts(self.ledger, lease.job.id))
-        pause = backoff(tried + 1, self.policy.base_delay_seconds, min(self.policy.max_delay_seconds, SIGHT_SECONDS))
-        moves.release(self.ledger, lease, Decision(Event.INTERRUPT, why, "store", pause))
-        self.announcer.failed(lease, why, retried=True)
-
-    def _begin_again(self, lease: Lease, error: EngineChanged) -> None:
-        """A film's frames all come from one version of the engine: ours from now on."""
-        log.warning("%s: %s; the film begins again", lease.label, error)
-        try:
-            begun = begin_again(self.ledger, lease, str(error))
-            if not begun:
-                sentence = f"{error}; workers of queue {self.queue} take turns with it: upgrade them all, then retry"
-                moves.release(self.ledger, lease, Decision(Event.FAIL, sentence, "engine"))
-        except LeaseLost:
-            self._drop(lease, "the lease was lost meanwhile")
-            return
-        self.announcer.failed(lease, str(error), retried=begun)
-
-    def _release(self, lease: Lease, error: Exception, began: float) -> None:
-        """Tell the ledger how the attempt ended and do to the host what the error asks for."""
-        decision = decide(
-            error,
-            errors_before=lease.segment.errors,
-            was_smaller=lease.smaller,
-            policy=self.policy,
-            others_may=isinstance(error, NoEncoder) and self._others_may_encode(lease),
-        )
-        if decision.failure == "bug":
-            log.exception("%s: an error that the farm does not know", lease.label, exc_info=error)
-        else:
-            log.log(
-                logging.INFO if decision.event is Event.INTERRUPT else logging.WARNING,
-                "%s: %s after %.1f s: %s",
-                lease.label,
-                decision.event,
-                time.monotonic() - began,
-                decision.reason,
-            )
-        if decision.replace_host and self._renderer is not None:
-            # Before the lease is given up: two renders of one segment on one device would slow each other.
-            self._renderer.host.kill()
-        try:
-            moves.release(self.ledger, lease, decision)
-        except LeaseLost:
-            self._drop(lease, "the lease was lost meanwhile")
-            return
-        self.announcer.failed(lease, decision.reason, retried=decision.event is not Event.FAIL)
-        self._room.learn(decision)
-
-    def _others_may_encode(self, lease: Lease) -> bool:
-        """Whether there is another worker, be it busy or loading, that did not refuse a segment of this job."""
-        tried = read.attempts(self.ledger, lease.job.id)
-        refused = {a.worker for a in tried if a.strike and a.failure == "encoder"} | {self.name}
-        return any(w.name not in refused for w in read.workers_at_work(self.ledger, self.queue))
-
-    def _drop(self, lease: Lease, why: str) -> None:
-        log.warning("%s: dropped: %s", lease.label, why)
-        self.announcer.failed(lease, why, retried=True)
 
     # Doorbells and the crew
 
