@@ -13,8 +13,9 @@ import click
 from farm.cli.farm_context import Farm
 from farm.cli.show import echo_json, json_option
 from farm.logs import log_to_stderr
-from farm.nightly import NightForecast, foretell, run_night
+from farm.nightly import run_night
 from farm.nightly_config import Nightly, read_nightly
+from farm.nightly_forecast import NightForecast, foretell
 from farm.nightly_summary import as_text, moment, price, span
 
 SHOWN_ROWS = 50

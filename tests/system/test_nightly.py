@@ -16,8 +16,9 @@ import pytest
 from farm.config import Settings, load_settings
 from farm.ledger import Ledger, open_ledger, read
 from farm.ledger.migrate import ensure_current
-from farm.nightly import REPLACED, foretell, own_jobs
 from farm.nightly_config import Nightly, read_nightly
+from farm.nightly_forecast import foretell
+from farm.nightly_jobs import REPLACED, own_jobs
 from farm.states import ArtifactKind, JobState, SegmentKind, SegmentState
 from tests.system import material, pattern_engine
 from tests.system.stage import QUICK, ROOT, kill_tree, wait_for
