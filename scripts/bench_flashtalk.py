@@ -33,6 +33,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 sys.path.insert(0, str(ROOT / "scripts"))
 
+from scripts.sounds import HeldSound  # noqa: E402
 from workers.engines.contract import FilmRequest  # noqa: E402
 from workers.engines.flashtalk import colour, make_engine, speech  # noqa: E402
 from workers.engines.flashtalk.attention import attention  # noqa: E402
@@ -48,22 +49,10 @@ PRESETS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }
 
 
-class Hum:
+def hum(seconds: float) -> HeldSound:
     """Speech that never repeats and needs no file."""
-
-    def __init__(self, seconds: float) -> None:
-        draw = np.random.Generator(np.random.Philox(key=11))
-        self.samples = (0.1 * draw.standard_normal(int(seconds * 16_000))).astype(np.float32)
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def read(self, start: int, stop: int) -> np.ndarray:
-        out = np.zeros(stop - start, np.float32)
-        low, high = max(start, 0), min(stop, len(self.samples))
-        if high > low:
-            out[low - start : high - start] = self.samples[low:high]
-        return out
+    draw = np.random.Generator(np.random.Philox(key=11))
+    return HeldSound((0.1 * draw.standard_normal(int(seconds * 16_000))).astype(np.float32))
 
 
 class Sink:
@@ -143,7 +132,7 @@ def bench_ours(
 ) -> dict[str, Any]:
     """Steady chain and stages of one preset."""
     geometry = Geometry(size[1], size[0])
-    film = FilmRequest(folder / "portrait.png", Hum(120), 28 * (chunks + 4), *size, (25, 1), "", 9999, job, {})
+    film = FilmRequest(folder / "portrait.png", hum(120), 28 * (chunks + 4), *size, (25, 1), "", 9999, job, {})
     torch.cuda.reset_peak_memory_stats()
     started = time.monotonic()
     session, sink = engine.begin(film, 0, None), Sink()

@@ -17,7 +17,6 @@ import heapq
 import os
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -43,6 +42,7 @@ from farm.states import ArtifactKind, SegmentKind  # noqa: E402
 from farm.submission import submit  # noqa: E402
 from tests.system import pattern_engine  # noqa: E402
 from workers.runner import make_runner  # noqa: E402
+from workers.solo import at_work  # noqa: E402
 
 FPS = 25
 
@@ -107,10 +107,7 @@ def render(
     """Seconds from the first frame's attempt to the last one's end, with warm workers, and the film."""
     specs = [WorkerSpec(name="cpu"), *(WorkerSpec(name=f"w{n}", **spec) for n in range(workers))]  # type: ignore[arg-type]
     runners = [make_runner(ledger, settings, one) for one in specs]
-    threads = [threading.Thread(target=runner.run) for runner in runners]
-    for thread in threads:
-        thread.start()
-    try:
+    with at_work(runners):
         while sum(w.host_pid is not None for w in read.workers(ledger)) < workers:
             time.sleep(0.05)
         row = {"portrait": str(EXAMPLES / "portraits" / "grace_hopper.jpg"), "audio": str(speech), "size": size}
@@ -127,11 +124,6 @@ def render(
         (job_id,) = done.intake.new_job_ids
         while read.unfinished(ledger, [job_id]):
             time.sleep(0.1)
-    finally:
-        for runner in runners:
-            runner.stop()
-        for thread in threads:
-            thread.join()
     kinds = {s.id: s.kind for s in read.segments(ledger, job_id)}
     tried = [a for a in read.attempts(ledger, job_id) if kinds[a.segment_id] is SegmentKind.RENDER]
     seconds = max(a.ended_at or 0.0 for a in tried) - min(a.started_at for a in tried)

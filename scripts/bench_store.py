@@ -12,7 +12,6 @@ import argparse
 import os
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable
 from functools import wraps
@@ -32,6 +31,7 @@ from farm.store import deliver, open_store  # noqa: E402
 from farm.submission import submit  # noqa: E402
 from tests.conftest import private_s3, s3_program  # noqa: E402
 from workers.runner import make_runner  # noqa: E402
+from workers.solo import at_work  # noqa: E402
 
 FILMS = (("astronaut.jpg", "reading_en.flac"), ("grace_hopper.jpg", "greeting_ja.mp3"))
 
@@ -75,10 +75,7 @@ def render(settings: Settings, kind: str, size: str, home: Path) -> float:
     spent = watch(type(store))
     specs = [WorkerSpec(name="cpu"), WorkerSpec(name="render", model="preview")]
     runners = [make_runner(ledger, settings, spec) for spec in specs]
-    threads = [threading.Thread(target=runner.run) for runner in runners]
-    for thread in threads:
-        thread.start()
-    try:
+    with at_work(runners):
         while not any(worker.host_pid for worker in read.workers(ledger)):
             time.sleep(0.05)
         examples = ROOT / "examples"
@@ -102,11 +99,6 @@ def render(settings: Settings, kind: str, size: str, home: Path) -> float:
             film = read.artifact(ledger, job.id, ArtifactKind.FILM)
             deliver(store, film, Path(job.output), overwrite=False)
         seconds = time.monotonic() - began
-    finally:
-        for runner in runners:
-            runner.stop()
-        for thread in threads:
-            thread.join()
     files = [file for job in read.jobs(ledger) for file in read.artifacts(ledger, job.id)]
     megabytes = sum(file.size_bytes for file in files) / 1e6
     film_seconds = sum((job.total_frames or 0) * job.fps[1] / job.fps[0] for job in read.jobs(ledger))

@@ -43,6 +43,7 @@ from scripts.mouth.phones import (  # noqa: E402
     draw_curves,
     letters,
 )
+from scripts.sounds import HeldSound  # noqa: E402
 from workers.engines.contract import DRIVING_RATE  # noqa: E402
 from workers.engines.preview import film_facts, landmarks  # noqa: E402
 from workers.engines.preview.articulation import SpeechCurves, SpeechNetwork  # noqa: E402
@@ -139,22 +140,6 @@ _LINES = {
 }
 
 
-class Sound:
-    """Driving audio in memory."""
-
-    def __init__(self, samples: npt.NDArray[np.float32]) -> None:
-        self._samples = samples
-
-    def __len__(self) -> int:
-        return len(self._samples)
-
-    def read(self, start: int, stop: int) -> npt.NDArray[np.float32]:
-        """Samples [start, stop), zeros beyond the ends."""
-        inside = self._samples[max(0, start) : max(0, stop)]
-        before = min(max(0, -start), stop - start)
-        return np.pad(inside, (before, stop - start - before - len(inside))).astype(np.float32)
-
-
 @dataclass(frozen=True)
 class Seen:
     """What the mesh saw, a row per frame."""
@@ -168,7 +153,7 @@ class Seen:
     size: tuple[int, int]  # width and height, pixels
 
 
-def decode_sound(path: Path) -> Sound:
+def decode_sound(path: Path) -> HeldSound:
     """The first sound stream at 16 kHz, mono.  Raises InputError."""
     try:
         with av.open(str(path)) as media:
@@ -180,7 +165,7 @@ def decode_sound(path: Path) -> Sound:
             ]
     except (av.FFmpegError, IndexError, OSError) as error:
         raise InputError(f"cannot read the sound of {path}: {error}") from None
-    return Sound(np.concatenate(pieces) if pieces else np.zeros(0, np.float32))
+    return HeldSound(np.concatenate(pieces) if pieces else np.zeros(0, np.float32))
 
 
 def watch(film: Path, reader: FaceReader, closely: bool = False) -> tuple[Seen, Fraction]:
@@ -398,7 +383,7 @@ def _read_picture(path: Path) -> Picture:
     return np.asarray(picture, np.uint8)
 
 
-def _phones_of(sound: Sound, text: str | None, phones: Path | None) -> tuple[Segment, ...]:
+def _phones_of(sound: HeldSound, text: str | None, phones: Path | None) -> tuple[Segment, ...]:
     if phones is not None:
         return aligning.read_phones(phones)
     return aligning.align(sound.read(0, len(sound)), text) if text is not None else ()
@@ -443,7 +428,7 @@ def against_phones(
     }
 
 
-def control_poses(sound: Sound, rate: Fraction, frames: int) -> list[Pose]:
+def control_poses(sound: HeldSound, rate: Fraction, frames: int) -> list[Pose]:
     """What the preview engine would do to this sound."""
     network = SpeechNetwork()
     facts = film_facts.measure(sound, network)
@@ -464,7 +449,7 @@ def apertures(points: Doubles) -> Doubles:
     return np.linalg.norm(gap, axis=1) * np.sign(gap[:, 1]) / (float(np.median(width)) / 2)
 
 
-def loudness(sound: Sound, fps: float, frames: int) -> Doubles:
+def loudness(sound: HeldSound, fps: float, frames: int) -> Doubles:
     """Root mean square of the sound over 60 ms around each frame's middle."""
     half = int(0.03 * DRIVING_RATE)
     middles = ((np.arange(frames) + 0.5) / fps * DRIVING_RATE).astype(int)

@@ -1,4 +1,4 @@
-"""Sounds that scripts read out of recordings and write for films: mono, 16 bit."""
+"""Sounds that scripts read out of recordings and write for films, mono, 16 bit; and those that engines hear."""
 
 from __future__ import annotations
 
@@ -10,6 +10,22 @@ import numpy as np
 import numpy.typing as npt
 
 Samples = npt.NDArray[np.int16]
+
+
+class HeldSound:
+    """Driving audio in memory: float32 at the engines' rate."""
+
+    def __init__(self, samples: npt.NDArray[np.float32]) -> None:
+        self._samples = samples
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def read(self, start: int, stop: int) -> npt.NDArray[np.float32]:
+        """Samples [start, stop), zeros beyond the ends."""
+        inside = self._samples[max(0, start) : max(0, stop)]
+        before = min(max(0, -start), stop - start)
+        return np.pad(inside, (before, stop - start - before - len(inside))).astype(np.float32)
 
 
 def read_sound(path: Path, rate: int) -> Samples:

@@ -33,6 +33,7 @@ from farm.ledger.migrate import ensure_current
 from farm.logs import log_to_stderr
 from farm.roster import WorkerSpec
 from workers.runner import make_runner
+from workers.solo import at_work
 
 log_to_stderr()
 settings = load_settings()
@@ -40,17 +41,11 @@ ledger = open_ledger(settings.ledger)
 ensure_current(ledger)
 specs = [WorkerSpec(name="cpu"), WorkerSpec(name="preview", model="preview")]
 runners = [make_runner(ledger, settings, spec) for spec in specs]
-threads = [threading.Thread(target=runner.run) for runner in runners]
-for thread in threads:
-    thread.start()
 done = threading.Event()
-signal.signal(signal.SIGTERM, lambda *_: done.set())
-while not done.wait(0.2):
-    pass
-for runner in runners:
-    runner.stop()
-for thread in threads:
-    thread.join()
+with at_work(runners):
+    signal.signal(signal.SIGTERM, lambda *_: done.set())
+    while not done.wait(0.2):
+        pass
 """
 
 

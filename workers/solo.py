@@ -5,10 +5,12 @@ python -m workers.solo MODEL PRESET
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 import threading
 import time
+from collections.abc import Iterator, Sequence
 
 from farm.config import load_settings
 from farm.errors import FarmError
@@ -18,7 +20,7 @@ from farm.logs import log_to_stderr
 from farm.models import load_model
 from farm.roster import WorkerSpec, load_roster
 from workers.host.child import die_with_parent
-from workers.runner import make_runner
+from workers.runner import Runner, make_runner
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +37,21 @@ def specs_for(model: str, preset: str) -> list[WorkerSpec]:
     return [WorkerSpec(name="cpu"), *(fit or [WorkerSpec(name="render", model=model, preset=preset)])[:1]]
 
 
+@contextlib.contextmanager
+def at_work(runners: Sequence[Runner]) -> Iterator[None]:
+    """Workers that run beside the caller, in threads, and have stopped when the block ends."""
+    threads = [threading.Thread(target=runner.run, name=runner.name) for runner in runners]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        for runner in runners:
+            runner.stop()
+        for thread in threads:
+            thread.join()
+
+
 def main(argv: list[str]) -> int:
     log_to_stderr()
     die_with_parent()
@@ -47,17 +64,9 @@ def main(argv: list[str]) -> int:
     except FarmError as error:
         log.error("%s", error)
         return error.exit_code
-    threads = [threading.Thread(target=runner.run, name=runner.name) for runner in runners]
-    for thread in threads:
-        thread.start()
-    try:
+    with at_work(runners):
         while read.has_open_work(ledger):
             time.sleep(0.1)
-    finally:
-        for runner in runners:
-            runner.stop()
-        for thread in threads:
-            thread.join()
     return 0
 
 

@@ -23,6 +23,7 @@ from scripts.mouth.phones import (
     draw_curves,
     letters,
 )
+from scripts.sounds import HeldSound
 from workers.engines.contract import DRIVING_RATE
 from workers.engines.preview import film_facts
 from workers.engines.preview.articulation import Curve, SpeechCurves, SpeechNetwork
@@ -36,21 +37,6 @@ _AROUND = 0.03  # seconds that a closure may come early or late
 _PIECE = 8  # utterances that make one film
 
 READING = Path(__file__).with_name("reading_en.phones")
-
-
-class Sound:
-    """Samples as the engine reads them."""
-
-    def __init__(self, samples: npt.NDArray[np.float32]) -> None:
-        self._samples = samples
-
-    def __len__(self) -> int:
-        return len(self._samples)
-
-    def read(self, start: int, stop: int) -> npt.NDArray[np.float32]:
-        """Samples [start, stop), zeros beyond the ends."""
-        before, after = max(0, -start), max(0, stop - len(self._samples))
-        return np.pad(self._samples[max(0, start) : max(0, stop)], (before, after))[: stop - start]
 
 
 @dataclass
@@ -69,7 +55,7 @@ class Figures:
 
 def pose_film(network: SpeechNetwork, samples: npt.NDArray[np.float32]) -> list[Pose]:
     """What the engine makes of a film with this sound."""
-    sound = Sound(samples)
+    sound = HeldSound(samples)
     facts = film_facts.measure(sound, network)
     curves = SpeechCurves(network, sound, facts["speech_gain"])
     motion = Motion(curves, 7, (FPS, 1), PreviewSettings(), SpeechRange.from_facts(facts))

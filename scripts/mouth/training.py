@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from scripts.mouth import rooms
 from scripts.mouth.phones import KINDS, Utterance, draw_curves, draw_kinds
+from scripts.sounds import HeldSound
 from workers.engines.contract import DRIVING_RATE
 from workers.engines.preview import loudness, mel
 from workers.engines.preview.articulation import Curve
@@ -42,19 +43,6 @@ class Example:
     kinds: npt.NDArray[np.int8]
 
 
-class _Held:
-    """Samples as the engine's own measurements read them."""
-
-    def __init__(self, samples: npt.NDArray[np.float32]) -> None:
-        self._samples = samples
-
-    def __len__(self) -> int:
-        return len(self._samples)
-
-    def read(self, start: int, stop: int) -> npt.NDArray[np.float32]:
-        return self._samples[start:stop]
-
-
 def hear(samples: npt.NDArray[np.float32], gain: float) -> npt.NDArray[np.float64]:
     """Log-mels at the engine's places: value t is centred on sample 160 t + 80."""
     count = len(samples) // mel.HOP
@@ -64,7 +52,7 @@ def hear(samples: npt.NDArray[np.float32], gain: float) -> npt.NDArray[np.float6
 
 def level_of(samples: npt.NDArray[np.float32]) -> float:
     """The gain that the engine would choose."""
-    return float(loudness.measure(_Held(samples))["speech_gain"])
+    return float(loudness.measure(HeldSound(samples))["speech_gain"])
 
 
 def make_examples(said: Utterance, chance: np.random.Generator) -> list[Example]:

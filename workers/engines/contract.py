@@ -25,7 +25,7 @@ DRIVING_RATE = 16_000  # Hz; every model here listens at this rate
 class DrivingAudio(Protocol):
     """The speech that drives a film: mono, 16 kHz, float32 in [-1, 1].
 
-    Finished recordings are memory-mapped files; a live session grows while it is read.
+    A finished recording is read from its file, a window at a time; a live session grows while it is read.
     """
 
     def read(self, start: int, stop: int) -> npt.NDArray[np.float32]:
