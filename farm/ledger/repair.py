@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from farm.errors import ConfigError, InputError, LeaseLost
 from farm.ledger.history import append
 from farm.ledger.leases import held_lease
-from farm.ledger.ripple import lock_job, owe, ripple
+from farm.ledger.ripple import hold_as_the_job_is, lock_job, owe, ripple
 from farm.ledger.store import Ledger, db_now
 from farm.ledger.tables import ArtifactRow, AttemptRow, EventRow, JobRow, SegmentRow, WorkerRow
 from farm.ledger.values import Lease
@@ -71,6 +71,7 @@ def render_again(ledger: Ledger, job_id: int, number: int, reason: str) -> bool:
         )
         append(session, LOST_AGAIN, job_id=job_id, segment_id=row.id, attempt=row.attempt, detail=reason)
         ripple(session, job_id)
+        hold_as_the_job_is(session, job_id)
         owe(session, row.queue)
         return True
 
@@ -80,8 +81,9 @@ def render_again(ledger: Ledger, job_id: int, number: int, reason: str) -> bool:
 def begin_again(ledger: Ledger, lease: Lease, reason: str) -> bool:
     """Void every published segment of the leased film, because another version of the engine goes on with it.
 
-    The lease ends with it, and so do those of the film's other segments.  False when the film was begun so often that
-    workers of several versions must be taking turns; the lease is kept then.  Raises LeaseLost.
+    The lease ends with it, and so do those of the film's other segments.  What has failed for good stays so until a
+    person retries it.  False when the film was begun so often that workers of several versions must be taking turns;
+    the lease is kept then.  Raises LeaseLost.
     """
     job_id = lease.job.id
 
@@ -99,7 +101,7 @@ def begin_again(ledger: Ledger, lease: Lease, reason: str) -> bool:
         for needs_carry, state in ((False, SegmentState.QUEUED), (True, SegmentState.WAITING)):
             session.execute(
                 update(SegmentRow)
-                .where(*mine, SegmentRow.needs_carry.is_(needs_carry))
+                .where(*mine, SegmentRow.needs_carry.is_(needs_carry), SegmentRow.state != SegmentState.FAILED)
                 .values(
                     state=state,
                     carry=None,
@@ -139,6 +141,7 @@ def begin_again(ledger: Ledger, lease: Lease, reason: str) -> bool:
         session.execute(update(JobRow).where(JobRow.id == job_id).values(engine_version=None))
         append(session, BEGIN_AGAIN, job_id=job_id, worker=lease.worker, detail=reason)
         ripple(session, job_id)
+        hold_as_the_job_is(session, job_id)
         owe(session, lease.segment.queue)
         return True
 

@@ -93,6 +93,12 @@ def hold(session: Session, job_id: int, *, held: bool) -> None:
     session.execute(_HOLD, {"job": job_id, "wanted": held})
 
 
+def hold_as_the_job_is(session: Session, job_id: int) -> None:
+    """For segments that were published and are open again: while they were not, nobody held them or let them go."""
+    job = session.execute(_LOCK_JOB, {"job": job_id}).one()
+    hold(session, job_id, held=job.paused or job.state in (JobState.FAILED, JobState.CANCELLED))
+
+
 def ready_next(session: Session, done: Segment) -> None:
     """Queue every waiting segment of the job whose foundations are published now that `done` is.
 

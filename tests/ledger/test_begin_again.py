@@ -6,14 +6,26 @@ import pytest
 
 from farm.config import load_settings
 from farm.errors import EngineChanged, LeaseLost
-from farm.ledger import Ledger, moves, read
+from farm.ledger import Ledger, control, moves, read
 from farm.ledger.audit import audit
-from farm.ledger.repair import MAX_BEGINNINGS, begin_again
+from farm.ledger.repair import MAX_BEGINNINGS, begin_again, render_again
 from farm.ledger.tables import JobRow
 from farm.ledger.values import Lease
 from farm.states import ArtifactKind, Continuity, JobState, SegmentState
 
-from .scenes import artifact, change, claim, gets_nothing, open_attempts, planned, publish, render_all, states
+from .scenes import (
+    artifact,
+    change,
+    claim,
+    fail,
+    gets_nothing,
+    interrupt,
+    open_attempts,
+    planned,
+    publish,
+    render_all,
+    states,
+)
 
 SUCCEEDED, LEASED, QUEUED, WAITING = (
     SegmentState.SUCCEEDED,
@@ -96,3 +108,51 @@ def test_a_film_that_waits_for_its_assembly_is_not_touched(ledger: Ledger) -> No
     assert gets_nothing(ledger)
     publish(ledger, claim(ledger, "cpu", "cpu"))
     assert read.job(ledger, job_id).state is JobState.SUCCEEDED
+
+
+def publish_while_paused(ledger: Ledger, job_id: int) -> None:
+    """The pause came when the last chunk was rendered, so the segment was published before anybody read of it."""
+    lease = claim(ledger)
+    control.pause(ledger, job_id)
+    publish(ledger, lease)
+    control.resume(ledger, job_id)
+
+
+def test_a_segment_that_was_published_in_a_paused_job_can_be_rendered_again_afterwards(ledger: Ledger) -> None:
+    job_id = planned(ledger)
+    publish_while_paused(ledger, job_id)
+    assert begin_again(ledger, claim(ledger), "another version")
+    assert violations(ledger) == []
+    publish(ledger, claim(ledger))
+    publish_while_paused(ledger, job_id)
+    render_all(ledger)
+    interrupt(ledger, claim(ledger, "cpu", "cpu"))
+    for number in (0, 1):
+        assert render_again(ledger, job_id, number, "its file is gone")
+    assert violations(ledger) == []
+    render_all(ledger)
+    assert states(ledger, job_id) == [SUCCEEDED, SUCCEEDED, SUCCEEDED, SUCCEEDED, QUEUED]
+
+
+def test_files_that_are_lost_while_a_job_is_paused_are_not_rendered_before_it_goes_on(ledger: Ledger) -> None:
+    job_id = planned(ledger)
+    render_all(ledger)
+    control.pause(ledger, job_id)
+    for number in (0, 1):
+        assert render_again(ledger, job_id, number, "its file is gone")
+    assert gets_nothing(ledger)
+    assert violations(ledger) == []
+
+
+def test_another_version_does_not_take_up_what_has_failed_for_good(ledger: Ledger) -> None:
+    job_id = planned(ledger, continuity=Continuity.PARALLEL)
+    failing, mine = claim(ledger, "w1"), claim(ledger, "w2")
+    publish_as(ledger, claim(ledger, "w3"), "1")
+    fail(ledger, failing, for_good=True)
+    assert begin_again(ledger, mine, "another version")
+    assert read.job(ledger, job_id).state is JobState.FAILED
+    assert gets_nothing(ledger)
+    assert violations(ledger) == []
+    assert control.retry(ledger, job_id) == 1
+    render_all(ledger)
+    publish(ledger, claim(ledger, "cpu", "cpu"))

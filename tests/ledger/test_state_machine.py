@@ -23,7 +23,7 @@ from farm.config import load_settings
 from farm.errors import LeaseLost
 from farm.ledger import Ledger, control, moves, read
 from farm.ledger.audit import audit
-from farm.ledger.repair import render_again
+from farm.ledger.repair import begin_again, render_again
 from farm.ledger.values import Lease
 from farm.retry import Decision
 from farm.states import Continuity, Event, JobState, SegmentKind, SegmentState
@@ -177,6 +177,18 @@ class Farm(RuleBasedStateMachine):
             return
         if render_again(self.ledger, job, number, "gone"):
             self.published.discard((job, SegmentKind.RENDER, number))
+
+    @rule(lease=consumes(leases))
+    def another_version(self, lease: Lease) -> None:
+        """What a worker does whose engine is not the one that began the film."""
+        if lease.segment.kind is not SegmentKind.RENDER:
+            return
+        try:
+            begun = begin_again(self.ledger, lease, "another version")
+        except LeaseLost:
+            return
+        if begun:
+            self.published -= {key for key in self.published if key[:2] == (lease.job.id, SegmentKind.RENDER)}
 
     # What holds at every moment
 
