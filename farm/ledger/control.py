@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 
 from farm.errors import InputError, NotFound
 from farm.ledger.history import append
+from farm.ledger.leases import held_seconds
 from farm.ledger.ripple import hold, owe, ready_all, ripple
 from farm.ledger.store import Ledger, db_now
 from farm.ledger.tables import NO_DEADLINE, ArtifactRow, AttemptRow, JobRow, SegmentRow, WorkerRow
@@ -52,7 +53,12 @@ def cancel(ledger: Ledger, job_id: int, *, reason: str = "cancelled by request")
                 closed = session.execute(
                     update(AttemptRow)
                     .where(AttemptRow.segment_id.in_(ids), AttemptRow.ended_at.is_(None))
-                    .values(ended_at=db_now(), outcome=Event.CANCEL.value, reason=reason)
+                    .values(
+                        ended_at=db_now(),
+                        outcome=Event.CANCEL.value,
+                        reason=reason,
+                        device_seconds=held_seconds(db_now()),
+                    )
                     .returning(AttemptRow.segment_id, AttemptRow.number, AttemptRow.worker)
                 ).all()
                 for segment_id, number, worker in closed:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-from sqlalchemy import ColumnElement, and_, select, update
+from sqlalchemy import ColumnElement, and_, case, select, update
 from sqlalchemy.orm import Session
 
 from farm.errors import LeaseLost
@@ -49,9 +49,12 @@ def close_attempt(
     failure: str | None = None,
     reason: str | None = None,
     frames: int = 0,
-    device_seconds: float = 0.0,
+    device_seconds: float | None = None,
 ) -> None:
-    """Close the open attempt of `lease`, append the history line and free the worker."""
+    """Close the open attempt of `lease`, append the history line and free the worker.
+
+    Without `device_seconds` it took the device for as long as it held the lease.
+    """
     session.execute(
         update(AttemptRow)
         .where(
@@ -64,7 +67,7 @@ def close_attempt(
             failure=failure,
             reason=reason,
             frames=frames,
-            device_seconds=device_seconds,
+            device_seconds=device_seconds if device_seconds is not None else held_seconds(db_now()),
         )
     )
     session.execute(
@@ -81,6 +84,12 @@ def close_attempt(
         worker=lease.worker,
         detail=reason,
     )
+
+
+def held_seconds(until: ColumnElement[float] | float) -> ColumnElement[float]:
+    """For how long an attempt that came to nothing had its device, `until` then; it is paid for like any other."""
+    seconds: ColumnElement[float] = until - AttemptRow.started_at
+    return case((seconds > 0.0, seconds), else_=0.0)
 
 
 class Standing(StrEnum):

@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session
 from farm.errors import LeaseLost
 from farm.ledger.claiming import claim
 from farm.ledger.history import append
-from farm.ledger.leases import Standing, close_attempt, held_lease, renew, standing
+from farm.ledger.leases import Standing, close_attempt, held_lease, held_seconds, renew, standing
 from farm.ledger.publishing import REUSED, publish, publish_plan
 from farm.ledger.ripple import lock_job, owe, ripple
 from farm.ledger.store import Ledger, db_now
@@ -40,7 +40,7 @@ __all__ = [
 ]
 
 
-def release(ledger: Ledger, lease: Lease, decision: Decision, *, frames: int = 0, device_seconds: float = 0.0) -> None:
+def release(ledger: Ledger, lease: Lease, decision: Decision) -> None:
     """End the attempt without a result, as `decision` says.  Raises LeaseLost."""
 
     def story(session: Session) -> None:
@@ -72,8 +72,6 @@ def release(ledger: Ledger, lease: Lease, decision: Decision, *, frames: int = 0
             strike=decision.strike,
             failure=decision.failure,
             reason=decision.reason,
-            frames=frames,
-            device_seconds=device_seconds,
         )
         ripple(session, lease.segment.job_id, reason=decision.reason, failure=decision.failure)
         if to is SegmentState.QUEUED:
@@ -142,7 +140,14 @@ def _expire(session: Session, segment_id: int, job_id: int, dead: ColumnElement[
     session.execute(
         update(AttemptRow)
         .where(AttemptRow.segment_id == segment_id, AttemptRow.ended_at.is_(None))
-        .values(ended_at=db_now(), outcome=event.value, failure="lost", reason=reason)
+        .values(
+            ended_at=db_now(),
+            outcome=event.value,
+            failure="lost",
+            reason=reason,
+            # It may have died long before anybody could look; and before its lease ran out, if its death was seen.
+            device_seconds=held_seconds(min(row.lease_until or 0.0, session.scalar(select(db_now())) or 0.0)),
+        )
     )
     session.execute(
         update(WorkerRow).where(WorkerRow.name == gone, WorkerRow.segment_id == segment_id).values(segment_id=None)

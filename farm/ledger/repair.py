@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from farm.errors import ConfigError, InputError, LeaseLost
 from farm.ledger.history import append
-from farm.ledger.leases import held_lease
+from farm.ledger.leases import held_lease, held_seconds
 from farm.ledger.ripple import hold_as_the_job_is, lock_job, owe, ripple
 from farm.ledger.store import Ledger, db_now
 from farm.ledger.tables import ArtifactRow, AttemptRow, EventRow, JobRow, SegmentRow, WorkerRow
@@ -126,7 +126,7 @@ def begin_again(ledger: Ledger, lease: Lease, reason: str) -> bool:
         ended = {"ended_at": db_now(), "outcome": Event.INTERRUPT.value, "failure": "stop", "reason": reason}
         for row in session.execute(
             theirs.where(AttemptRow.ended_at.is_(None))
-            .values(**ended)
+            .values(**ended, device_seconds=held_seconds(db_now()))
             .returning(AttemptRow.segment_id, AttemptRow.number, AttemptRow.worker)
         ).all():
             append(
