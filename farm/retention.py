@@ -34,6 +34,7 @@ class Garbage:
     artifact_id: int | None  # None for a file that the ledger does not know
     upload: Kept | None = None
     input_sha256: str | None = None  # of a portrait or sound that lies in the store
+    job_id: int | None = None  # in whose folder a whole file lies that the ledger does not know
 
 
 def find_garbage(
@@ -98,10 +99,23 @@ def _strays(ledger: Ledger, store: Store, older_than_days: float) -> list[Garbag
                 found.append(Garbage(stray.place, stray.size_bytes, why, None, input_sha256=stray.input_sha256))
             continue
         if stray.job_id is not None and stray.job_id != known[0]:
-            known = (stray.job_id, {a.path for a in read.artifacts(ledger, stray.job_id)})
-        if stray.unfinished or (stray.place not in known[1] and stray.job_id not in busy):
-            found.append(Garbage(stray.place, stray.size_bytes, "left by an attempt that died", None))
+            known = (stray.job_id, _published(ledger, stray.job_id))
+        why = "left by an attempt that died"
+        if stray.unfinished or stray.job_id is None:
+            found.append(Garbage(stray.place, stray.size_bytes, why, None))
+        elif stray.job_id not in busy and _in_folder_of(stray.job_id, stray.place) not in known[1]:
+            found.append(Garbage(stray.place, stray.size_bytes, why, None, job_id=stray.job_id))
     return found
+
+
+def _published(ledger: Ledger, job_id: int) -> set[str]:
+    return {_in_folder_of(job_id, artifact.path) for artifact in read.artifacts(ledger, job_id)}
+
+
+def _in_folder_of(job_id: int, place: str) -> str:
+    """A file by its name in its job's folder: for who published it the farm's home may have had another path, through a
+    link or another mount.  What lies in an object store has one name for all."""
+    return place if "://" in place else place.rpartition(f"/{job_id:07d}/")[2]
 
 
 def _uploads(ledger: Ledger, settings: Settings, older_than_days: float) -> list[Garbage]:
@@ -133,7 +147,7 @@ def remove(ledger: Ledger, settings: Settings, garbage: Sequence[Garbage]) -> li
     kept = [item.upload for item in deleted if item.upload is not None]
     spared = _forget_uploads(ledger, kept)
     deleted = [item for item in deleted if item.upload is None or item.upload.content not in spared]
-    deleted = _without_needed_inputs(ledger, deleted)
+    deleted = _without_taken_over(ledger, _without_needed_inputs(ledger, deleted))
     store = open_store(settings)
     for item in deleted:
         store.delete(item.path)
@@ -146,6 +160,19 @@ def _without_needed_inputs(ledger: Ledger, garbage: Sequence[Garbage]) -> list[G
         return list(garbage)
     uses = input_uses(ledger)
     return [item for item in garbage if item.input_sha256 is None or uses.get(item.input_sha256, 0.0) is not None]
+
+
+def _without_taken_over(ledger: Ledger, garbage: Sequence[Garbage]) -> list[Garbage]:
+    """A job may have come since and taken over a segment, whose link is as old as the file of the film that lent it."""
+    busy = set(open_job_ids(ledger))  # asked first: what such a job has published by its end is then known
+    jobs = {item.job_id for item in garbage if item.job_id is not None} - busy
+    published = {job_id: _published(ledger, job_id) for job_id in jobs}
+    return [
+        item
+        for item in garbage
+        if item.job_id is None
+        or (item.job_id not in busy and _in_folder_of(item.job_id, item.path) not in published[item.job_id])
+    ]
 
 
 def _forget_uploads(ledger: Ledger, kept: Sequence[Kept]) -> set[Path]:

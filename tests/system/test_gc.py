@@ -17,12 +17,14 @@ from farm.errors import InputError
 from farm.ledger import Ledger, control, moves, open_ledger, read
 from farm.ledger.intake import take_in
 from farm.ledger.migrate import ensure_current
+from farm.ledger.retention import open_job_ids
 from farm.ledger.values import JobRequest, Lease, NewArtifact
 from farm.media.probe import ImageInfo
 from farm.planning import PlannedSegment
 from farm.retention import find_garbage, remove
 from farm.retry import Decision
 from farm.states import ArtifactKind, Continuity, Event, JobState
+from farm.store import open_store
 
 
 @pytest.fixture
@@ -188,6 +190,52 @@ def test_what_dead_attempts_left_goes_after_a_day_also_from_a_job_that_lives(
     assert [item.path for item in garbage] == [str(old)]
     assert remove(ledger, settings, garbage) == garbage
     assert fresh.exists() and not old.exists()
+
+
+def make_old(settings: Settings) -> None:
+    then = time.time() - 30 * 86_400
+    for file in files(settings):
+        os.utime(file, (then, then))
+
+
+def test_what_was_published_stays_whatever_path_the_home_has_for_who_cleans_up(
+    ledger: Ledger, settings: Settings, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, lease = render_one_of_two(ledger, settings, "failed")
+    dead = JobFolder(settings.artifacts_dir, lease.job.id).segment(1, lease.token, ".mp4")
+    dead.write_bytes(b"sealed and never published")
+    fail(ledger, lease)
+    make_old(settings)
+    link = tmp_path_factory.mktemp("elsewhere") / "home"
+    link.symlink_to(settings.home)
+    monkeypatch.setenv("FARM_HOME", str(link))
+    (item,) = remove(ledger, load_settings(), find_garbage(ledger, load_settings(), older_than_days=60))
+    assert Path(item.path).name == dead.name
+    assert files(settings) == {artifact.path for artifact in read.artifacts(ledger, lease.job.id)}
+
+
+def test_a_segment_that_a_new_job_takes_over_while_its_folder_is_looked_at_stays(
+    ledger: Ledger, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lender, lease = render_one_of_two(ledger, settings, "lender")
+    fail(ledger, lease)
+    make_old(settings)
+    lent: list[NewArtifact] = []
+
+    def ask_and_let_a_job_come(ledger: Ledger) -> list[int]:
+        jobs = open_job_ids(ledger)
+        if not lent:
+            submit(ledger, "borrower")
+            folder = JobFolder(settings.artifacts_dir, take(ledger, "cpu").job.id).make()
+            segment = read.artifact(ledger, lender, ArtifactKind.SEGMENT)
+            lent.append(open_store(settings).lend(segment, folder.segment(0, 1, ".mp4")))
+        return jobs
+
+    monkeypatch.setattr("farm.retention.open_job_ids", ask_and_let_a_job_come)
+    garbage = find_garbage(ledger, settings, older_than_days=60)
+    assert [item.path for item in garbage] == [lent[0].path]
+    assert remove(ledger, settings, garbage) == []
+    assert Path(lent[0].path).exists()
 
 
 # Uploads
