@@ -50,11 +50,12 @@ def misbehave(kind: str) -> None:
         "device": DeviceFault("the device fell off the bus"),
         "cuda": RuntimeError("CUDA error: an illegal memory access was encountered"),
         "bug": KeyError("frame"),
+        "bytes": EngineError("no picture of a\0b\udcff"),
     }
     if kind in errors:
         raise errors[kind]
     if kind == "exit":
-        print("last words before the exit", file=sys.stderr, flush=True)  # noqa: T201
+        print("last words\0 before the exit", file=sys.stderr, flush=True)  # noqa: T201
         os._exit(7)
     if kind == "kill":
         os.kill(os.getpid(), signal.SIGKILL)

@@ -103,6 +103,7 @@ def test_a_late_stop_does_not_end_the_next_render(host: Host, render: Render) ->
         ("device", DeviceFault, "the device fell off the bus"),
         ("cuda", DeviceFault, "CUDA error: an illegal memory access was encountered"),
         ("bug", EngineError, "'frame'"),
+        ("bytes", EngineError, "no picture of ab?"),
         ("none", EngineError, "the engine yielded no frames after 5 of 20"),
         ("many", EngineError, "the engine yielded 255 frames where 20 were planned"),
         ("strided", EngineError, "the engine's frames"),

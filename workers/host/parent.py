@@ -295,7 +295,7 @@ class Host:
                 said = file.read().decode("utf-8", "replace")
         except OSError:
             return ""
-        return " | ".join([line.strip() for line in said.splitlines() if line.strip()][-lines:])
+        return _readable(" | ".join([line.strip() for line in said.splitlines() if line.strip()][-lines:]))
 
     def _note_chunk(self, size: tuple[int, int], seconds: float) -> None:
         self._sizes_seen.add(size)
@@ -358,7 +358,12 @@ class Host:
         kinds: Mapping[str, type[FarmError]] = {"input": InputError, "memory": OutOfMemory, "device": DeviceFault}
         if message.get("kind") not in ("input",):
             log.warning("host %s: %s\n%s", self.pid, message.get("message"), message.get("traceback", ""))
-        return kinds.get(message.get("kind", ""), EngineError)(message.get("message", "the host failed"))
+        return kinds.get(message.get("kind", ""), EngineError)(_readable(message.get("message", "the host failed")))
+
+
+def _readable(said: str) -> str:
+    """What a model's code said, as text that every database takes: without zeros and halves of characters."""
+    return said.replace("\0", "").encode("utf-8", "replace").decode()
 
 
 def _listen(wire: Wire, inbox: queue.Queue[tuple[dict[str, Any], bytes] | None]) -> None:
