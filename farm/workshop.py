@@ -8,7 +8,7 @@ import os
 import signal
 from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures import TimeoutError as FutureTimeout
+from concurrent.futures import wait as wait_for
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, ParamSpec, TypeVar
 
@@ -56,23 +56,20 @@ class Workshop:
         in the last three cases the child is killed with everything that it started.
         """
         waited = 0.0
-        while True:
-            try:
-                return future.result(timeout=_LOOK_SECONDS)
-            except FutureTimeout:
-                if future.done():
-                    raise  # the function itself raised a TimeoutError
-                waited += _LOOK_SECONDS
-                word = why_stop()
-                if word is not None:
-                    self.kill()
-                    raise Stopped(word) from None
-                if waited > timeout_seconds:
-                    self.kill()
-                    raise DeviceFault(f"the work took longer than {timeout_seconds:.0f} s and was killed") from None
-            except BrokenProcessPool:
+        while not wait_for([future], timeout=_LOOK_SECONDS).done:
+            waited += _LOOK_SECONDS
+            word = why_stop()
+            if word is not None:
                 self.kill()
-                raise DeviceFault("the process that reads users' files died; the file may crash its decoder") from None
+                raise Stopped(word)
+            if waited > timeout_seconds:
+                self.kill()
+                raise DeviceFault(f"the work took longer than {timeout_seconds:.0f} s and was killed")
+        try:
+            return future.result()
+        except BrokenProcessPool:
+            self.kill()
+            raise DeviceFault("the process that reads users' files died; the file may crash its decoder") from None
 
     def kill(self) -> None:
         """End the child and what it started."""

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
@@ -49,6 +51,16 @@ def workshop() -> Iterator[Workshop]:
 
 def never() -> None:
     return None
+
+
+class DoneTooLate(Future[str]):
+    """Work that ends in the instant after its waiter has looked."""
+
+    def result(self, timeout: float | None = None) -> str:
+        if self.done() or timeout is None:
+            return super().result(timeout)
+        self.set_result("made")
+        raise TimeoutError
 
 
 def test_work_is_done_in_one_warm_child(workshop: Workshop) -> None:
@@ -99,3 +111,9 @@ def test_work_that_is_given_up_is_killed_with_all_that_it_started(workshop: Work
                 workshop.wait(work, timeout_seconds=0.1, why_stop=never)
         wait_until(lambda: all(is_dead(pid) for pid in ids), "the death of the work")
     assert workshop.wait(workshop.do(answer, 4), timeout_seconds=PATIENCE, why_stop=never)[0] == 4
+
+
+def test_work_that_ends_while_its_waiter_turns_away_is_not_taken_for_failed() -> None:
+    work = DoneTooLate()
+    threading.Timer(0.6, lambda: work.done() or work.set_result("made")).start()
+    assert Workshop().wait(work, timeout_seconds=PATIENCE, why_stop=never) == "made"
