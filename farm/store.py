@@ -76,7 +76,7 @@ class Store(Protocol):
     def keep_inputs(self, files: Collection[tuple[str, str]]) -> None:
         """Make portraits and sounds, by path and SHA-256, reachable for every worker.  Raises InputError."""
 
-    def input(self, path: str, sha256: str, what: str, *, verify: bool = True) -> Path:
+    def input(self, path: str, sha256: str, what: str) -> Path:
         """The portrait or sound that was submitted as `path`, on this machine.  Raises InputError."""
 
     def delete(self, place: str) -> None:
@@ -235,8 +235,8 @@ class Folder:
     def keep_inputs(self, files: Collection[tuple[str, str]]) -> None:
         """Inputs stay where they are: every worker sees the same folders."""
 
-    def input(self, path: str, sha256: str, what: str, *, verify: bool = True) -> Path:
-        return unchanged(path, sha256, what) if verify else Path(path)
+    def input(self, path: str, sha256: str, what: str) -> Path:
+        return unchanged(path, sha256, what)
 
     def delete(self, place: str) -> None:
         refuse_foreign(place)

@@ -57,13 +57,14 @@ def assemble_film(
     """Join `segments` into a film of the planned length beside its place, under a staging name.
 
     `cuts` are the first frames of the segments; around each the film is decoded as a check.  `history` goes into the
-    report.  Raises InputError when the output cannot be written, BadSegment, MediaError, StoreError.
+    report.  Raises InputError when the output cannot be written or the recording was changed since it was submitted,
+    BadSegment, MediaError, StoreError.
     """
     folder = store.folder(job.id).make()
     output = store.film_path(job, token)
     staged = staging_name(output, token)
     files = _fetch_files(store, segments)
-    sound = store.input(job.audio, job.audio_sha256, "audio", verify=False)
+    sound = store.input(job.audio, job.audio_sha256, "audio")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         discard_staged(output, token)

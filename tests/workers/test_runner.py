@@ -20,7 +20,7 @@ from farm.states import ArtifactKind, JobState, SegmentKind, WorkerState
 from workers import rendering
 from workers.runner import Runner
 
-from .conftest import SmallFarm, is_dead, running, wait_until
+from .conftest import SmallFarm, is_dead, running, wait_until, write_speech
 
 ENDED = (JobState.ASSEMBLING, JobState.FAILED)
 
@@ -84,6 +84,16 @@ def test_a_bad_portrait_fails_its_job_alone_and_at_once(farm: SmallFarm, tmp_pat
     assert job.reason == f"portrait {changed} was changed after it was submitted; submit the row again"
     assert len(read.attempts(farm.ledger, bad)) == 1
     assert farm.audit() == []
+
+
+def test_a_film_does_not_get_the_sound_of_a_recording_that_was_changed_while_it_was_rendered(farm: SmallFarm) -> None:
+    job_id = farm.planned(seconds=0.3)
+    audio = Path(farm.job(job_id).audio)
+    write_speech(audio, 0.3, seed=4)  # of the same length, so that its samples fit the frames
+    with running(farm.cpu_runner(), farm.runner()):
+        job = farm.wait_for(job_id, JobState.SUCCEEDED, JobState.FAILED)
+    assert job.reason == f"audio {audio} was changed after it was submitted; submit the row again"
+    assert not Path(job.output).exists()
 
 
 def test_a_lost_segment_file_is_rendered_again_and_the_film_is_the_same(farm: SmallFarm) -> None:
