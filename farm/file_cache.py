@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
+import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -52,7 +54,15 @@ class FileCache:
         kept = self._path(sha256, suffix)
         kept.parent.mkdir(parents=True, exist_ok=True)
         size = path.stat().st_size
-        path.replace(kept)
+        try:
+            path.replace(kept)
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+            with self.arriving() as part:  # the cache has a disk of its own
+                shutil.copyfile(path, part)
+                part.replace(kept)
+            path.unlink()
         with self._lock:
             self._room -= size
             if self._room < 0:

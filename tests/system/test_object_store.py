@@ -7,6 +7,7 @@ import pickle
 import secrets
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from botocore.exceptions import ClientError, ConnectionClosedError
 
 from farm.artifacts import sha256_of, staging_name
 from farm.config import Settings, StoreSettings, load_settings
@@ -276,6 +278,25 @@ def test_a_segment_is_lent_within_the_store_and_outlives_its_lender(store: Store
     assert store.fault(published(lent)) is None
 
 
+def test_a_file_of_several_parts_is_there_although_the_last_answer_was_lost(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("farm.object_store.PART_BYTES", 5 << 20)  # the smallest that S3 allows
+    client = store._client()  # type: ignore[attr-defined]
+    complete, asked = client.complete_multipart_upload, []
+
+    def lose_the_answer(**which: Any) -> None:
+        asked.append(which)
+        if len(asked) == 1:
+            complete(**which)
+            raise ConnectionClosedError(endpoint_url="the store")
+        raise ClientError({"Error": {"Code": "NoSuchUpload"}}, "CompleteMultipartUpload")  # as MinIO says it
+
+    monkeypatch.setattr(client, "complete_multipart_upload", lose_the_answer)
+    assert store.fault(published(put(store, CONTENT * 14))) is None
+    assert len(asked) == 2
+
+
 # The cache
 
 
@@ -297,6 +318,19 @@ def test_the_cache_drops_what_was_used_least_lately_and_spares_what_was_used_jus
     assert cache.find(second[0], ".mp4", 400, verify=False) is None
     fourth[1].write_text("e" * 400)
     assert cache.find(fourth[0], ".mp4", 400, verify=True) is None  # not what its name says
+
+
+def test_the_cache_may_lie_on_a_disk_of_its_own(tmp_path: Path) -> None:
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        if Path(folder).stat().st_dev == tmp_path.stat().st_dev:
+            pytest.skip("there is one file system here")
+        (tmp_path / "cache").symlink_to(folder)
+        made = tmp_path / "made"
+        made.write_bytes(CONTENT)
+        digest = sha256_of(made)
+        kept = FileCache(tmp_path / "cache", 1_000_000).take(made, digest, ".mp4")
+        assert kept.read_bytes() == CONTENT and not made.exists()
+        assert [path.name for path in Path(folder).rglob("*") if path.is_file()] == [kept.name]
 
 
 # Without it
