@@ -73,8 +73,17 @@ def jobs_of_batches(farm: Farm, batch_ids: Sequence[int]) -> list[int]:
 
 
 def move_jobs(farm: Farm, ids: Sequence[int], move: Move) -> None:
-    """Make the move with each job, say what became of which, and ring for what can be rendered now."""
-    was_moved = {job_id: move.make(farm.ledger, job_id) for job_id in ids}
+    """Make the move with each job, say what became of which, and ring for what can be rendered now.
+
+    Raises InputError at the end with the sentences of those jobs that refused it.
+    """
+    was_moved: dict[int, bool] = {}
+    refused: list[str] = []
+    for job_id in ids:
+        try:
+            was_moved[job_id] = move.make(farm.ledger, job_id)
+        except InputError as error:
+            refused.append(str(error))
     moved = [job_id for job_id, yes in was_moved.items() if yes]
     left = [job_id for job_id, yes in was_moved.items() if not yes]
     if moved:
@@ -82,3 +91,5 @@ def move_jobs(farm: Farm, ids: Sequence[int], move: Move) -> None:
     if left:
         click.echo(f"{move.not_done}: {', '.join(map(str, left))}", err=True)
     ring_owed(farm.ledger, farm.settings)
+    if refused:
+        raise InputError("; ".join(refused))

@@ -107,7 +107,7 @@ def retry(ledger: Ledger, job_id: int, *, segment_number: int | None = None) -> 
 
     With `segment_number` (counted from 0) only that render segment is put back.  Forgives the workers what they
     failed in this job.  Returns how many segments were put back.  Raises NotFound, and InputError when its working
-    files were deleted since.
+    files were deleted since or another job is about to write its film.
     """
 
     def story(session: Session) -> int:
@@ -120,6 +120,8 @@ def retry(ledger: Ledger, job_id: int, *, segment_number: int | None = None) -> 
             raise InputError(
                 f"the working files of job {job_id} were deleted by `farm gc`; submit its row with --again"
             )
+        if job.state in (JobState.FAILED, JobState.CANCELLED):
+            _refuse_while_another_writes(session, job)
         put_back = 0
         for state in states_before(Event.REQUEUE):
             query = update(SegmentRow).where(SegmentRow.job_id == job_id, SegmentRow.state == state)
@@ -224,6 +226,16 @@ def _has_working_files(session: Session, job_id: int) -> bool:
     oldest = (ArtifactKind.PORTRAIT, ArtifactKind.DRIVING)
     kept = select(func.count()).where(ArtifactRow.job_id == job_id, ArtifactRow.kind.in_(oldest))
     return session.scalar(kept) == len(oldest)
+
+
+def _refuse_while_another_writes(session: Session, job: JobRow) -> None:
+    """Two jobs that join their films at one path at once could publish each other's.  Raises InputError."""
+    same = (JobRow.output == job.output, JobRow.id != job.id, JobRow.state.not_in(list(FINISHED)))
+    other = session.scalar(select(JobRow.id).where(*same).limit(1))
+    if other is not None:
+        raise InputError(
+            f"job {job.id} cannot be retried: job {other} is about to write {job.output}; let it end or cancel it"
+        )
 
 
 def _job(session: Session, job_id: int) -> JobRow:

@@ -36,6 +36,16 @@ def test_jobs_are_paused_resumed_cancelled_and_retried(farm: Farm, batch: Path) 
     assert state(farm, 2) == "queued"
 
 
+def test_a_job_that_cannot_be_retried_keeps_no_other_back(farm: Farm, batch: Path) -> None:
+    farm("submit", str(batch))
+    farm("jobs", "cancel", "1-2")
+    farm("submit", str(batch), "--again")
+    farm("jobs", "cancel", "4")
+    done = farm("jobs", "retry", "1-2")
+    assert done.exit_code == 2 and "job 1 cannot be retried: job 3 is about to write" in done.stderr
+    assert [state(farm, job) for job in (1, 2)] == ["cancelled", "queued"]
+
+
 def test_jobs_without_films_are_passed_over_by_a_fetch(farm: Farm, batch: Path) -> None:
     farm("submit", str(batch))
     done = farm("jobs", "fetch", "2")

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from farm.errors import NotFound
+from farm.errors import InputError, NotFound
 from farm.ledger import Ledger, control, crew, moves, read
 from farm.ledger.intake import take_in
 from farm.states import Continuity, JobState, SegmentState
@@ -100,6 +100,18 @@ def test_retrying_one_of_several_failed_segments_does_not_open_the_rest_of_a_fai
     assert control.retry(ledger, job_id, segment_number=1) == 1
     assert read.job(ledger, job_id).state is JobState.RENDERING
     assert sorted(claim(ledger).segment.number for _ in range(3)) == [0, 1, 2]
+
+
+def test_a_job_is_not_retried_while_another_is_about_to_write_its_film(ledger: Ledger) -> None:
+    first = planned(ledger, output="/out/lecture.mp4")
+    fail(ledger, claim(ledger), for_good=True)
+    (second,) = submit(ledger, request(output="/out/lecture.mp4"))
+    with pytest.raises(InputError, match=f"job {second} is about to write /out/lecture.mp4"):
+        control.retry(ledger, first)
+    assert read.job(ledger, first).state is JobState.FAILED
+    assert control.retry(ledger, second) == 0  # what has not failed is only forgiven, as ever
+    control.cancel(ledger, second)
+    assert control.retry(ledger, first) == 1
 
 
 def test_retrying_what_did_not_fail_puts_nothing_back(ledger: Ledger) -> None:
