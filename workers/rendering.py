@@ -172,7 +172,7 @@ class Renderer:
         try:
             picture, sound = (self._store.fetch(artifact) for artifact in (portrait, driving))
         except FileLost as error:
-            raise EngineError(f"{error}; it was made by prepare (`farm jobs retry {job.id}`)") from None
+            raise EngineError(f"{error}; prepare made it: submit the row with --again") from None
         settings = dict(job.settings)
         return {
             "portrait": str(picture),
