@@ -9,7 +9,7 @@ import time
 from concurrent.futures import Future
 from typing import Any
 
-from farm.artifacts import discard_staged
+from farm.artifacts import discard_staged, sync
 from farm.config import Settings
 from farm.ledger import Ledger, moves, read
 from farm.ledger.values import Lease, Reused
@@ -86,6 +86,7 @@ class FilmSteps:
         began = time.monotonic()
         try:
             done = self._workshop.wait(work, timeout_seconds=timeout, why_stop=watch.why_stop)
+            sync(done.staged)  # now, because a slow disk may take longer for it than a lease lasts
             # The film's path may be the user's, without a token, so the lease is asked once more before it is taken.
             moves.renew(self._ledger, lease, ttl_seconds=self._settings.lease.ttl_seconds, frames_now=0)
             film = self._store.seal(done.staged, done.output, ArtifactKind.FILM, done.facts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
@@ -12,12 +13,16 @@ from typing import Any
 import pytest
 
 from farm.artifacts import sha256_of
+from farm.errors import LeaseLost
 from farm.ledger import control, crew, moves, read
 from farm.ledger.values import Lease, Worker
 from farm.logs import StampIds
 from farm.media.verify import frame_hashes
 from farm.states import ArtifactKind, JobState, SegmentKind, WorkerState
+from farm.store import open_store
 from workers import rendering
+from workers.film_steps import FilmSteps
+from workers.heart import LeaseWatch
 from workers.runner import Runner
 
 from .conftest import SmallFarm, is_dead, running, wait_until, write_speech
@@ -94,6 +99,28 @@ def test_a_film_does_not_get_the_sound_of_a_recording_that_was_changed_while_it_
         job = farm.wait_for(job_id, JobState.SUCCEEDED, JobState.FAILED)
     assert job.reason == f"audio {audio} was changed after it was submitted; submit the row again"
     assert not Path(job.output).exists()
+
+
+def test_a_lease_that_ends_while_the_film_goes_to_a_slow_disk_does_not_take_the_films_place(
+    farm: SmallFarm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job_id = farm.planned(seconds=0.3)
+    with running(farm.runner()):
+        farm.wait_for(job_id, JobState.ASSEMBLING)
+    lease = farm.claim("cpu", "late", job_id)
+    written, fsync = [], os.fsync
+
+    def take_longer_than_a_lease(descriptor: int) -> None:
+        if not written:
+            farm.run_out(lease.segment.id)
+        written.append(descriptor)
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", take_longer_than_a_lease)
+    steps = FilmSteps(farm.ledger, farm.settings, open_store(farm.settings), "cpu")
+    with contextlib.closing(steps), pytest.raises(LeaseLost):
+        steps.assemble(lease, LeaseWatch(farm.ledger, lease, threading.Event()))
+    assert written and not Path(lease.job.output).exists() and farm.staging_files() == []
 
 
 def test_a_lost_segment_file_is_rendered_again_and_the_film_is_the_same(farm: SmallFarm) -> None:
