@@ -13,7 +13,6 @@ from farm.cli.one_job import job_as_json, show_job
 from farm.cli.show import echo_rows, json_option, length
 from farm.ledger import Ledger, control, read
 from farm.row_check import read_deadline
-from farm.states import JobState
 
 
 @click.group()
@@ -31,8 +30,8 @@ def jobs() -> None:
     "--state",
     "states",
     multiple=True,
-    type=click.Choice([s.value for s in JobState]),
-    help="Only those in this state; may be given again.",
+    type=click.Choice(read.SHOWN_STATES),
+    help="Only those in this state; open: all that have not ended.  May be given again.",
 )
 @click.option("--batch", "batch_id", type=int, help="Only those of this batch.")
 @click.option("--owner", help="Only those of this owner.")
@@ -57,7 +56,7 @@ def list_jobs(
     """
     found = read.jobs(
         farm.ledger,
-        states=[JobState(s) for s in states],
+        shown_as=states,
         batch_id=batch_id,
         owner=owner,
         name_contains=name,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import case, exists, func, select, text
+from sqlalchemy import ColumnElement, and_, case, exists, func, or_, select, text
 from sqlalchemy.orm import Session
 
 from farm.errors import NotFound
@@ -27,6 +27,10 @@ from farm.ledger.values import Artifact, Attempt, Batch, Job, LedgerEvent, Segme
 from farm.retry import STRIKES_PER_JOB
 from farm.states import FINISHED, ArtifactKind, Event, JobState, SegmentKind, SegmentState, WorkerState
 
+PAUSED, OPEN = "paused", "open"  # what no job's state is, and people look for
+SHOWN_STATES = (*(state.value for state in JobState), PAUSED, OPEN)
+_GOING = [state for state in JobState if state not in FINISHED]  # named, so that the index of states is used
+
 
 def job(ledger: Ledger, job_id: int) -> Job:
     """Raises NotFound."""
@@ -41,6 +45,7 @@ def jobs(
     ledger: Ledger,
     *,
     states: Sequence[JobState] = (),
+    shown_as: Sequence[str] = (),
     batch_id: int | None = None,
     owner: str | None = None,
     ids: Sequence[int] | None = None,
@@ -48,10 +53,15 @@ def jobs(
     limit: int | None = 100,
     before_id: int | None = None,
 ) -> list[Job]:
-    """Jobs, newest first; of `ids` only those, which may be none."""
+    """Jobs, newest first; of `ids` only those, which may be none.
+
+    `shown_as` are words of `SHOWN_STATES`, as people see them: a paused job is `paused` and nothing else but `open`.
+    """
     query = select(JobRow).order_by(JobRow.id.desc())
     if states:
         query = query.where(JobRow.state.in_(states))
+    if shown_as:
+        query = query.where(or_(*map(_is_shown_as, shown_as)))
     if batch_id is not None:
         query = query.where(JobRow.batch_id == batch_id)
     if owner is not None:
@@ -66,6 +76,15 @@ def jobs(
         query = query.limit(limit)
     with ledger.read() as session:
         return [job_value(row) for row in session.scalars(query)]
+
+
+def _is_shown_as(word: str) -> ColumnElement[bool]:
+    if word == PAUSED:
+        return and_(JobRow.state.in_(_GOING), JobRow.paused)
+    if word == OPEN:
+        return JobRow.state.in_(_GOING)
+    state = JobState(word)
+    return JobRow.state == state if state in FINISHED else and_(JobRow.state == state, ~JobRow.paused)
 
 
 def segments(ledger: Ledger, job_id: int) -> list[Segment]:
@@ -133,8 +152,7 @@ def batches(
     if owner is not None:
         query = query.where(BatchRow.owner == owner)
     if unfinished:
-        going = [state for state in JobState if state not in FINISHED]  # named, so that the index of states is used
-        query = query.where(BatchRow.id.in_(select(JobRow.batch_id).where(JobRow.state.in_(going))))
+        query = query.where(BatchRow.id.in_(select(JobRow.batch_id).where(JobRow.state.in_(_GOING))))
     with ledger.read() as session:
         rows = session.scalars(query).all()
         return [_batch_value(session, row) for row in rows]

@@ -25,7 +25,7 @@ from farm.server.feed import Tick
 from farm.server.intake import JobRecord, record
 from farm.server.polls import records
 from farm.server.stream import EventStream
-from farm.states import FINISHED, ArtifactKind, JobState
+from farm.states import ArtifactKind
 
 router = APIRouter(tags=["jobs"])
 
@@ -88,7 +88,7 @@ class Trace(BaseModel):
 def list_jobs(
     caller: Reader,
     here: Here,
-    state: Annotated[list[str] | None, Query(description="Only these states; may be repeated")] = None,
+    state: Annotated[list[str] | None, Query(description="Only these; also paused and open; may be repeated")] = None,
     batch: Annotated[int | None, Query(ge=1, lt=2**53)] = None,
     owner: Annotated[str | None, Query(max_length=200, description="For admin keys: only this owner's")] = None,
     q: Annotated[str | None, Query(max_length=200, description="Part of the name")] = None,
@@ -96,40 +96,25 @@ def list_jobs(
     before: Annotated[int | None, Query(ge=1, lt=2**53)] = None,
 ) -> JSONResponse:
     """Jobs, newest first."""
-    states, paused = _states(state or [])
+    unknown = [word for word in state or [] if word not in read.SHOWN_STATES]
+    if unknown:
+        raise InputError(f"there is no state {unknown[0]!r}; states are {', '.join(read.SHOWN_STATES)}")
     found = read.jobs(
         here.ledger,
-        states=states,
+        shown_as=state or [],
         batch_id=batch,
         owner=caller.sees or owner,
         name_contains=q,
         limit=limit,
         before_id=before,
     )
-    shown = [job for job in found if not paused or job.shown_state in paused]
     return JSONResponse(
         {
             "object": "list",
-            "data": views.summaries(here.ledger, [job.id for job in shown]),
+            "data": views.summaries(here.ledger, [job.id for job in found]),
             "next_before": found[-1].id if len(found) == limit else None,
         }
     )
-
-
-def _states(words: list[str]) -> tuple[list[JobState], set[str]]:
-    """States for the ledger, and the shown ones to keep when `paused` is among them."""
-    states: list[JobState] = []
-    for word in words:
-        if word in ("paused", "open"):
-            states += [s for s in JobState if s not in FINISHED]
-        else:
-            try:
-                states.append(JobState(word))
-            except ValueError:
-                raise InputError(
-                    f"there is no state {word!r}; states are {', '.join(JobState)}, paused and open"
-                ) from None
-    return states, set(words) if "paused" in words and "open" not in words else set()
 
 
 @router.get("/v1/jobs/{job_id}", response_model=JobRecord, responses=problems(404))

@@ -58,6 +58,19 @@ def test_a_whole_batch_is_steered_at_once(farm: Farm, batch: Path) -> None:
     assert [state(farm, job) for job in (1, 2)] == ["paused", "paused"]
 
 
+def test_jobs_are_listed_by_the_state_that_people_see(farm: Farm, batch: Path) -> None:
+    farm("submit", str(batch))
+    farm("jobs", "pause", "2")
+
+    def listed(state: str) -> list[int]:
+        said = farm("jobs", "list", "--state", state, "--json").stdout
+        return [json.loads(line)["id"] for line in said.splitlines()]
+
+    assert (listed("paused"), listed("queued"), listed("open")) == ([2], [1], [2, 1])
+    farm("jobs", "cancel", "2")
+    assert (listed("paused"), listed("cancelled"), listed("open")) == ([], [2], [1])
+
+
 def test_what_could_not_be_moved_is_said(farm: Farm, batch: Path) -> None:
     farm("submit", str(batch))
     farm("jobs", "cancel", "1")
