@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from farm.engine_files import find_engine_files
 from farm.errors import FarmError
 from farm.media.probe import probe_audio, probe_image
 from farm.media.sound import RATE
@@ -73,6 +74,18 @@ class Finding:
     verdict: str  # "well", "mind" or "wrong"
     found: str
     advice: str = ""
+
+
+def examine_engine_files(spec: WorkerSpec) -> Iterator[Finding]:
+    """The small files that a worker's engine needs, which each user of a machine has in a folder of their own."""
+    model = spec.load_model() if spec.renders else None
+    if model is None or not model.engine_files:
+        return
+    what = f"files of {spec.name}"
+    try:
+        yield Finding(what, "well", str(find_engine_files(model)))
+    except FarmError as error:
+        yield Finding(what, "wrong", str(error).rpartition("; ")[0] or str(error), f"farm models pull {model.id}")
 
 
 def examine_worker(spec: WorkerSpec) -> Iterator[Finding]:

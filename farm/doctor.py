@@ -11,7 +11,7 @@ import psutil
 
 from farm import processes, redis_server
 from farm.cards import Card, CardToolFailed, holder_of, list_cards
-from farm.checkup import Finding, examine_worker
+from farm.checkup import Finding, examine_engine_files, examine_worker
 from farm.config import Settings, settings_files
 from farm.errors import FarmError
 from farm.ledger import migrate, open_ledger, read
@@ -156,6 +156,7 @@ def _roster(settings: Settings) -> list[Finding]:
                 "" if running else "`farm up` starts it",
             )
         )
+        found += examine_engine_files(spec)
         if spec.renders and (spec.python != sys.executable or spec.device_set.kind != "cpu"):
             found += examine_worker(spec)
     return found + [finding for kind in TOOLS for finding in _cards(kind, specs)]

@@ -166,6 +166,7 @@ class ModelSpec(_Table):
     licence: str
     engine: str  # module with make_engine(settings)
     measure: str = ""  # module with measure(audio): what `prepare` learns of the whole audio for the engine
+    engine_files: str = ""  # module that finds and fetches small files which the engine needs and no hub has
     queue: str
     device_kinds: list[str]
     ranks: list[int] = [1]  # how many cards can render one film together, as a group of processes

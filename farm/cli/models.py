@@ -11,6 +11,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColum
 
 from farm.cli.farm_context import Farm
 from farm.cli.show import console, echo_json, echo_rows, json_option
+from farm.engine_files import fetch_engine_files, find_engine_files
 from farm.errors import InputError, NotFound
 from farm.hub import open_hub
 from farm.models import ModelSpec, all_models, load_model
@@ -145,6 +146,9 @@ def pull_model(farm: Farm, model_id: str, into: Path | None, source: str, revisi
         HF_ENDPOINT=https://hf-mirror.com farm models pull soulx-flashhead-1.3b --into /models
     """
     model = _find(model_id)
+    if model.engine_files:
+        click.echo(str(fetch_engine_files(model, into)))
+        return
     home = (into or farm.settings.home / "weights").expanduser().absolute()
     for repository in model.source.repositories:
         licence = f"{repository.hub}: {repository.licence}, about {repository.gigabytes:g} GB"
@@ -187,8 +191,12 @@ def verify_model(ctx: click.Context, model_id: str, into: Path | None, quick: bo
         farm models verify soulx-flashhead-1.3b --into /models --quick
     """
     farm: Farm = ctx.obj
+    model = _find(model_id)
+    if model.engine_files:
+        click.echo(f"{find_engine_files(model)}: each file is there, with its hash")
+        return
     home = (into or farm.settings.home / "weights").expanduser().absolute()
-    found = list(verify(_find(model_id), home, reads_everything=not quick))
+    found = list(verify(model, home, reads_everything=not quick))
     rows = [{"file": str(f.path), "is": f.verdict, "found": f.found, "repository": f.repository} for f in found]
     echo_rows(rows, as_json=as_json, columns=("file", "is", "found"), empty="no files")
     if any(f.verdict == "wrong" for f in found):

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from farm.checkup import examine_engine_files
 from farm.config import load_settings
 from farm.doctor import examine
+from farm.roster import find_worker
 
 
 @pytest.mark.parametrize("codec", ["libx264", "h264_nvenc"])
@@ -27,3 +29,15 @@ def test_the_encoders_are_tried_and_one_that_jobs_need_is_missed(
         assert [finding.verdict for finding in missed] == ["wrong"]
         assert missed[0].found.startswith("on cpu h264_nvenc does not work: ")
         assert 'film.codec = "libx264"' in missed[0].advice
+
+
+def test_files_that_an_engine_lacks_are_told_with_the_command_that_fetches_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second user of a machine has a cache folder of their own, in which nobody has put them."""
+    monkeypatch.setenv("FARM_FACE_MODELS", str(tmp_path / "none"))
+    spec = find_worker("preview")
+    (missed,) = examine_engine_files(spec)
+    assert (missed.verdict, missed.advice) == ("wrong", "farm models pull preview")
+    assert missed.found == f"the face models are not in {tmp_path / 'none'}"
+    assert list(examine_engine_files(find_worker("cpu"))) == []

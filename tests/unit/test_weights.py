@@ -323,8 +323,9 @@ def test_a_folder_that_came_otherwise_is_checked_by_its_own_files(home: Path, tm
 
 
 def test_a_model_without_weights_and_a_missing_folder_are_told(home: Path, farm: Callable[..., Result]) -> None:
-    refused = farm("models", "pull", "preview")
-    assert (refused.exit_code, "model preview has no weights to fetch" in refused.output) == (2, True)
+    (home / "models" / "bare.toml").write_text(LEAST.replace('"small"', '"bare"', 1), encoding="utf-8")
+    refused = farm("models", "pull", "bare")
+    assert (refused.exit_code, "model bare has no weights to fetch" in refused.output) == (2, True)
     missing = farm("models", "verify", "small")
     assert (missing.exit_code, "the folder is missing" in missing.output) == (1, True)
     assert farm("models", "pull", "no-such").exit_code == 1

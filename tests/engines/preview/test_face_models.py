@@ -31,7 +31,7 @@ def test_a_damaged_model_is_refused_with_the_command_that_helps(copies: Path, mo
     content = bytearray((copies / model.name).read_bytes())
     content[1000] ^= 1
     (copies / model.name).write_bytes(content)
-    with pytest.raises(ConfigError, match=r"is damaged or another version; run `python -m .* --fetch`"):
+    with pytest.raises(ConfigError, match=r"is damaged or another version; run `farm models pull preview`"):
         face_models.checked_models()
 
 
@@ -39,7 +39,7 @@ def test_a_missing_model_is_one_sentence_with_the_command_that_helps(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("FARM_FACE_MODELS", str(tmp_path / "none"))
-    with pytest.raises(ConfigError, match=r"the face models are not in .*none; run `python -m .* --fetch` once"):
+    with pytest.raises(ConfigError, match=r"the face models are not in .*none; run `farm models pull preview` once"):
         face_models.find_models()
     assert face_models.main([]) == 2
     assert capsys.readouterr().err.count("\n") == 1

@@ -4,9 +4,10 @@ The models are MediaPipe's, Apache-2.0, and are not part of this repository.  Th
 by FARM_FACE_MODELS, or else in the cache folder ($FARM_CACHE, or $XDG_CACHE_HOME/farm, or ~/.cache/farm) under
 face-models, or else in `models` beside this file.  Every file is checked against the SHA-256 written here.
 
+    farm models pull preview
     python -m workers.engines.preview.face_models --fetch
 
-takes them out of the mediapipe wheel, which pip downloads.  Nothing else ever downloads anything.
+both take them out of the mediapipe wheel, which pip downloads.  Nothing else ever downloads anything.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from pathlib import Path
 
 from farm.errors import ConfigError
 
-FETCH_COMMAND = "python -m workers.engines.preview.face_models --fetch"
+FETCH_COMMAND = "farm models pull preview"
 
 
 @dataclass(frozen=True)
