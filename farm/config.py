@@ -215,6 +215,11 @@ class Settings(BaseSettings):
         """Where the private Redis listens.  A home with a long path gets a short one of its own."""
         return self._socket("redis", "redis.sock")
 
+    @property
+    def redis_was_not_started(self) -> bool:
+        """Whether the private Redis is simply not there, as before the first `farm up` and after `farm down`."""
+        return self.redis_is_private and not self.redis_socket.exists()
+
     def live_socket(self, worker: str) -> Path:
         """Where a worker is asked for its warm host; `worker` is its full name."""
         return self._socket("live", f"{hashlib.sha256(worker.encode()).hexdigest()[:12]}.sock")

@@ -98,12 +98,15 @@ class Doorbell:
 
     def __init__(self, settings: Settings) -> None:
         self.app = make_app(settings)
-        self._redis_url = settings.redis
+        self._settings = settings
         # Whoever rings has better things to do than to wait for a Redis that hangs.
         self.app.conf.broker_transport_options |= {"socket_timeout": RING_SECONDS, "socket_connect_timeout": 2}
 
     def ring(self, queues: Iterable[str]) -> bool:
         """Ring once for each queue.  False when Redis does not answer: nothing is lost, it is only found later."""
+        if self._settings.redis_was_not_started:
+            log.info("the farm's Redis does not run; workers that do will find the work by themselves")
+            return False
         try:
             self._ping()
             with self.app.connection_for_write() as connection:
@@ -124,7 +127,7 @@ class Doorbell:
 
     def _ping(self) -> None:
         """Fail at once where nobody listens; Celery would try again for seconds."""
-        with Redis.from_url(self._redis_url, socket_connect_timeout=2, socket_timeout=2) as client:
+        with Redis.from_url(self._settings.redis, socket_connect_timeout=2, socket_timeout=2) as client:
             client.ping()
 
 

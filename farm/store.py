@@ -99,7 +99,7 @@ def write_sealed(store: Store, final: Path, data: bytes, token: int, kind: Artif
 def deliver(store: Store, film: Artifact, target: Path, *, overwrite: bool) -> Path:
     """Put a film at `target`, unless it is there already.  Raises InputError, FileLost."""
     if film.path == str(target):
-        return target
+        return store.fetch(film)
     try:
         if target.exists():
             if target.stat().st_size == film.size_bytes and sha256_of(target) == film.sha256:
@@ -162,6 +162,13 @@ def fault_of(path: Path, size_bytes: int, sha256: str) -> str | None:
         return f"cannot be read: {error.strerror}"
 
 
+def _fault_at_a_glance(path: Path, size_bytes: int) -> str | None:
+    """`fault_of` without reading the file."""
+    if not path.is_file():
+        return "is gone"
+    return None if path.stat().st_size == size_bytes else "is another file now"
+
+
 def local_strays(root: Path, before: float) -> Iterator[Stray]:
     """What lies in the jobs' folders of this machine."""
     for folder in root.glob("*/*"):
@@ -208,7 +215,7 @@ class Folder:
     def fetch(self, file: Artifact | NewArtifact, *, verify: bool = False) -> Path:
         refuse_foreign(file.path)
         path = Path(file.path)
-        problem = fault_of(path, file.size_bytes, file.sha256) if verify else None if path.is_file() else "is gone"
+        problem = fault_of(path, file.size_bytes, file.sha256) if verify else _fault_at_a_glance(path, file.size_bytes)
         if problem:
             raise FileLost(f"{path} {problem}")
         return path

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ class Submission:
     new_rows: int  # rows that became jobs, or would have in a dry run
     would_be: tuple[JobRequest, ...] = ()  # in a dry run, those that would
     forecasts: tuple[Forecast, ...] = ()  # of those of which something was rendered before
+    replaced: Mapping[str, int] = field(default_factory=dict)  # films that new ones will take the place of: path, job
 
 
 def submit(
@@ -84,7 +85,7 @@ def submit(
             requests.append(checker.check(row))
         except InputError as error:
             problems.append(RowProblem(row.number, str(error)))
-    requests, taken = _check_outputs(ledger, requests, overwrite=overwrite)
+    requests, taken, replaced = _check_outputs(ledger, requests, overwrite=overwrite)
     problems = sorted([*problems, *taken], key=lambda p: p.row)
     if problems and (not skip_bad or not requests):
         raise BadRows(problems, source)
@@ -96,11 +97,11 @@ def submit(
             foreseen = tuple(forecast(ledger, new, settings.segments.seconds))
         if dry_run:
             ids = tuple(known[r.key] for r in requests if r.key in known)
-            return Submission(Intake(None, (), ids), tuple(problems), True, len(new), new, foreseen)
+            return Submission(Intake(None, (), ids), tuple(problems), True, len(new), new, foreseen, replaced)
     open_store(settings).keep_inputs(_inputs_of(requests))
     intake = take_in(ledger, requests, name=name or Path(source).stem, source=source, owner=user, budget=budget)
     rang = not intake.new_job_ids or ring_owed(ledger, settings, doorbell)
-    return Submission(intake, tuple(problems), rang, len(intake.new_job_ids), forecasts=foreseen)
+    return Submission(intake, tuple(problems), rang, len(intake.new_job_ids), forecasts=foreseen, replaced=replaced)
 
 
 def _inputs_of(requests: Sequence[JobRequest]) -> set[tuple[str, str]]:
@@ -109,8 +110,11 @@ def _inputs_of(requests: Sequence[JobRequest]) -> set[tuple[str, str]]:
 
 def _check_outputs(
     ledger: Ledger, requests: Sequence[JobRequest], *, overwrite: bool
-) -> tuple[list[JobRequest], list[RowProblem]]:
-    """Give rows of one batch that would write the same default file numbers; refuse to overwrite what is not ours."""
+) -> tuple[list[JobRequest], list[RowProblem], dict[str, int]]:
+    """Give rows of one batch that would write the same default file numbers; refuse to overwrite what is not ours.
+
+    Returns the rows that fit, what is wrong with the others, and the farm's own films that would be replaced.
+    """
     good: list[JobRequest] = []
     problems: list[RowProblem] = []
     taken: dict[str, JobRequest] = {}
@@ -126,6 +130,7 @@ def _check_outputs(
     used = outputs_in_use(ledger, list(taken))
     known = known_jobs(ledger, [r.key for r in good])
     fit: list[JobRequest] = []
+    replaced: dict[str, int] = {}
     for request in good:
         if request.key in known:
             fit.append(request)
@@ -148,7 +153,9 @@ def _check_outputs(
             )
         else:
             fit.append(request)
-    return fit, problems
+            if holder is not None and Path(request.output).exists():
+                replaced[request.output] = holder[1]
+    return fit, problems, replaced
 
 
 def _renamed(request: JobRequest, taken: Mapping[str, JobRequest]) -> JobRequest:

@@ -10,7 +10,8 @@ from farm.cli.choice import CANCEL, PAUSE, RESUME, Move, batch_option, chosen_jo
 from farm.cli.farm_context import Farm
 from farm.cli.films import fetch, open_film
 from farm.cli.one_job import job_as_json, show_job
-from farm.cli.show import echo_rows, json_option, length
+from farm.cli.show import console, echo_rows, json_option, length
+from farm.cli.watch import short
 from farm.ledger import Ledger, control, read
 from farm.row_check import read_deadline
 
@@ -64,6 +65,7 @@ def list_jobs(
     )
     more, found = len(found) > limit, found[:limit]
     films = read.films(farm.ledger, [job.id for job in found])
+    shown_path = short if console().is_terminal else str
     rows = []
     for job in found:
         film = films.get(job.id)
@@ -75,7 +77,7 @@ def list_jobs(
             "model": job.model,
             "length": length(job.audio_seconds),
             "segments": f"{job.segments_done}/{job.segments_total}" if job.segments_total else "",
-            "film or reason": film.path if film else job.reason,
+            "film or reason": shown_path(film.path) if film else job.reason,
         }
         rows.append({**job_as_json(job), "film": film.path if film else None} if as_json else shown)
     columns = ("id", "batch", "name", "state", "model", "length", "segments", "film or reason")

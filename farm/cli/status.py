@@ -55,7 +55,9 @@ def status(farm: Farm, as_json: bool) -> None:
     click.echo(f"segments: {len(running)} being worked on; waiting: {waiting}")
     for work in ahead.work:
         click.echo(_of_work(work))
-    if redis_problem:
+    if farm.settings.redis_was_not_started:
+        click.echo("the farm's Redis does not run; `farm up` starts it")
+    elif redis_problem:
         click.echo(f"Redis does not answer ({redis_problem}); workers find work by themselves, a little later")
     for batch in open_batches:
         click.echo(_of_batch(batch.id, batch.name, told[batch.id], farm.settings.rates))

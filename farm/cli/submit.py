@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import textwrap
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,18 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from farm.batch import COLUMNS, read_batch
 from farm.cli.farm_context import Farm
-from farm.cli.films import bring_films
+from farm.cli.films import RENDER_ANEW, bring_films
 from farm.cli.show import console, echo_json, json_option
-from farm.cli.watch import follow
+from farm.cli.watch import follow, short
 from farm.cli.watch import summarise as summarise_jobs
-from farm.errors import InputError, SomeJobsFailed
+from farm.errors import FileLost, InputError, SomeJobsFailed
 from farm.ledger import read
 from farm.states import JobState
+from farm.store import open_store
 from farm.submission import Submission
 from farm.submission import submit as submit_rows
+
+SHOWN_LOST = 3
 
 _COLUMNS = "\b\nColumns (portrait and audio are required; a model's settings may be more):\n" + "\n".join(
     textwrap.fill(text, 78, initial_indent=f"  {name:<11} ", subsequent_indent=" " * 14)  # fits a narrow terminal
@@ -109,6 +113,8 @@ def submit(
     if not as_json:
         for line in done.forecasts:
             click.echo(str(line))
+    if done.replaced and not as_json:
+        click.echo(_of_replaced(done.replaced))
     if dry_run:
         click.echo(f"{len(done.intake.known_job_ids)} rows are jobs already, {done.new_rows} would be new.")
         return
@@ -153,6 +159,7 @@ def _echo_submission(done: Submission) -> None:
             "known": list(done.intake.known_job_ids),
             "skipped": [{"row": p.row, "reason": p.sentence} for p in done.problems],
             "rang": done.rang,
+            "replaced": [{"film": path, "job": job_id} for path, job_id in done.replaced.items()],
             "forecasts": [
                 {
                     "name": f.request.name,
@@ -167,6 +174,28 @@ def _echo_submission(done: Submission) -> None:
     )
 
 
+def _of_replaced(films: Mapping[str, int]) -> str:
+    path, job_id = next(iter(films.items()))
+    if len(films) == 1:
+        return f"the film of job {job_id} will be replaced: {short(path)}"
+    return f"{len(films)} films of earlier jobs will be replaced, such as that of job {job_id}: {short(path)}"
+
+
+def _say_lost(farm: Farm, known: Sequence[int]) -> None:
+    """Whoever submits again because a film was deleted would otherwise read that all is well."""
+    store, lost = open_store(farm.settings), {}
+    for job_id, film in read.films(farm.ledger, known).items():
+        try:
+            if "://" not in film.path:  # to ask an object store for each would take long
+                store.fetch(film)
+        except FileLost as error:
+            lost[job_id] = error
+    for job_id, error in list(lost.items())[:SHOWN_LOST]:
+        click.echo(f"the film of job {job_id} is lost: {error}; {RENDER_ANEW}")
+    if len(lost) > SHOWN_LOST:
+        click.echo(f"so are {len(lost) - SHOWN_LOST} others")
+
+
 def _say_submission(farm: Farm, done: Submission) -> None:
     new, known = done.intake.new_job_ids, done.intake.known_job_ids
     if new:
@@ -176,6 +205,7 @@ def _say_submission(farm: Farm, done: Submission) -> None:
         what = "row is a job" if len(known) == 1 else "rows are jobs"
         ended = [j for j in read.jobs(farm.ledger, ids=known, limit=None) if j.state is JobState.FAILED]
         click.echo(f"{len(known)} {what} already; --again would render them anew")
+        _say_lost(farm, known)
         if ended:
             click.echo(f"{len(ended)} of them failed; `farm jobs retry {ended[-1].id}` tries one again")
     if new and not done.rang and read.stuck(farm.ledger):

@@ -57,6 +57,9 @@ def watch(farm: Farm, batch_ids: tuple[int, ...], once: bool, as_json: bool) -> 
     if once or not sys.stdout.isatty():
         found = job_progress(farm.ledger, ids)
         ahead = _look_ahead(farm, found)
+        if sys.stdout.isatty() and not as_json:
+            _show_once(farm, found, ahead)
+            return
         rows = [{**as_row(p), "left": ahead.jobs.get(p.job.id, p.seconds_left)} for p in found]
         echo_rows(rows, as_json=as_json, columns=_COLUMNS, empty="nothing")
         if once:
@@ -120,7 +123,20 @@ def _tell_stuck(farm: Farm, told: set[str]) -> None:
             click.echo(f"farm: {item.reason}", err=True)
 
 
-def _picture(farm: Farm, found: Sequence[JobProgress], ahead: Estimate) -> RenderableType:
+def _show_once(farm: Farm, found: Sequence[JobProgress], ahead: Estimate) -> None:
+    """As on a terminal that stays, with every job and each error in full."""
+    out = console()
+    out.print(_picture(farm, found, ahead, limit=len(found)))
+    jobs_by_error: dict[str, list[str]] = {}
+    for p in found:
+        if p.last_error:
+            jobs_by_error.setdefault(p.last_error, []).append(str(p.job.id))
+    for error, ids in jobs_by_error.items():
+        more = f" and {len(ids) - 1} more" if len(ids) > 1 else ""
+        out.print(f"job {ids[0]}{more}: {error}", markup=False, style="red")
+
+
+def _picture(farm: Farm, found: Sequence[JobProgress], ahead: Estimate, limit: int = SHOWN_JOBS) -> RenderableType:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, expand=True)
     for column in ("job", "name", "state", "progress", "fps", "x", "left", "doing"):
         table.add_column(
@@ -133,7 +149,7 @@ def _picture(farm: Farm, found: Sequence[JobProgress], ahead: Estimate) -> Rende
     going = [p for p in found if p.job.state not in FINISHED]
     ended = [p for p in found if p.job.state in FINISHED]
     going.sort(key=lambda p: (not p.workers, p.job.id))
-    for p in [*going, *reversed(ended)][:SHOWN_JOBS]:
+    for p in [*going, *reversed(ended)][:limit]:
         table.add_row(
             str(p.job.id),
             p.job.name,
@@ -183,13 +199,13 @@ def summarise(farm: Farm, job_ids: Iterable[int], films: Mapping[int, Path], *, 
                 "state": p.job.shown_state,
                 "length": length(p.job.audio_seconds),
                 "speed": times(p.times_real_time),
-                "film": _short(str(film)) if film else p.job.reason,
+                "film": short(str(film)) if film else p.job.reason,
             }
         )
     echo_rows(rows, as_json=False, columns=("row", "name", "state", "length", "speed", "film"), empty="no jobs")
 
 
-def _short(path: str) -> str:
+def short(path: str) -> str:
     """Relative to where the user stands, when that is shorter."""
     try:
         return str(Path(path).relative_to(Path.cwd()))

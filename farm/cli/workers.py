@@ -14,6 +14,8 @@ from farm.ledger.values import Segment
 from farm.roster import find_worker
 from farm.states import SegmentKind
 
+names_argument = click.argument("names", metavar="NAME...", nargs=-1, required=True)
+
 
 @click.group()
 def workers() -> None:
@@ -95,48 +97,54 @@ def check(context: click.Context, name: str, ready: bool) -> None:
 
 
 @workers.command()
-@click.argument("name")
+@names_argument
 @click.option("--now", is_flag=True, help="Give back the running segment at its next chunk instead of finishing it.")
 @click.pass_obj
-def drain(farm: Farm, name: str, now: bool) -> None:
-    """Keep a worker from taking new work, before an upgrade or a repair.
+def drain(farm: Farm, names: tuple[str, ...], now: bool) -> None:
+    """Keep workers from taking new work, before an upgrade or a repair.
 
     \b
     Example:
         farm workers drain gpu0
     """
-    full = _full_name(farm, name)
-    control.drain_worker(farm.ledger, full, now=now)
-    click.echo(f"{full} takes nothing new; `farm workers resume {name}` undoes this")
+    for name, full in _full_names(farm, names):
+        control.drain_worker(farm.ledger, full, now=now)
+        click.echo(f"{full} takes nothing new; `farm workers resume {name}` undoes this")
 
 
 @workers.command()
-@click.argument("name")
+@names_argument
 @click.pass_obj
-def pause(farm: Farm, name: str) -> None:
-    """Make a worker give back its segment and take nothing new.  It stops at its next chunk, as with drain --now.
+def pause(farm: Farm, names: tuple[str, ...]) -> None:
+    """Make workers give back their segments and take nothing new.  They stop at their next chunk, as with drain --now.
 
     \b
     Example:
         farm workers pause gpu0
     """
-    full = _full_name(farm, name)
-    control.drain_worker(farm.ledger, full, now=True)
-    click.echo(f"{full} stops at its next chunk; `farm workers resume {name}` lets it go on")
+    for name, full in _full_names(farm, names):
+        control.drain_worker(farm.ledger, full, now=True)
+        click.echo(f"{full} stops at its next chunk; `farm workers resume {name}` lets it go on")
 
 
 @workers.command()
-@click.argument("name")
+@names_argument
 @click.pass_obj
-def resume(farm: Farm, name: str) -> None:
-    """Let a drained, paused or sick worker take work again.
+def resume(farm: Farm, names: tuple[str, ...]) -> None:
+    """Let drained, paused or sick workers take work again.
 
     \b
     Example:
-        farm workers resume gpu0
+        farm workers resume gpu0 gpu1
     """
-    control.resume_worker(farm.ledger, _full_name(farm, name))
+    for _, full in _full_names(farm, names):
+        control.resume_worker(farm.ledger, full)
     ring_owed(farm.ledger, farm.settings)
+
+
+def _full_names(farm: Farm, names: tuple[str, ...]) -> list[tuple[str, str]]:
+    """Each name as it was given and in full, before anything is done to any.  Raises NotFound."""
+    return [(name, _full_name(farm, name)) for name in names]
 
 
 def _full_name(farm: Farm, name: str) -> str:

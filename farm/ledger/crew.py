@@ -120,20 +120,22 @@ def sick_reason(ledger: Ledger, name: str) -> str | None:
             )
         )
         since = max(forgiven, last_good or 0.0)
-        failed = session.scalars(
-            select(AttemptRow.job_id)
+        strikes = session.execute(
+            select(AttemptRow.job_id, AttemptRow.reason)
             .where(
                 AttemptRow.worker == name,
                 AttemptRow.strike,
                 AttemptRow.ended_at > since,
                 AttemptRow.ended_at > db_now() - FORGIVE_AFTER_SECONDS,
             )
-            .distinct()
+            .order_by(AttemptRow.id)
         ).all()
+        failed = {job_id for job_id, _ in strikes}
         if len(failed) < SICK_AFTER_JOBS:
             return None
         shown = ", ".join(str(job_id) for job_id in sorted(failed)[:5])
-        return f"failed {len(failed)} different jobs in a row ({shown})"
+        last = f", the last one because {strikes[-1].reason}" if strikes[-1].reason else ""
+        return f"failed {len(failed)} different jobs in a row ({shown}){last}"
 
 
 def mark_lost(ledger: Ledger) -> list[str]:

@@ -347,7 +347,7 @@ def _fetched(here: Context, file: Artifact) -> Path:
     try:
         return here.store.fetch(file)
     except FileLost:
-        raise no_such(f"{PurePosixPath(file.path).name} was removed from this farm's disk") from None
+        raise no_such(f"{PurePosixPath(file.path).name} was removed from this farm's disk, or replaced") from None
 
 
 def _file(path: Path, media_type: str, *, filename: str | None = None, disposition: str = "inline") -> Response:

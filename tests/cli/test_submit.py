@@ -10,6 +10,10 @@ from pathlib import Path
 import pytest
 from click.testing import Result
 
+from farm.ledger import moves, open_ledger, read
+from farm.states import ArtifactKind
+from tests.ledger import scenes
+
 Farm = Callable[..., Result]
 
 
@@ -26,7 +30,7 @@ def test_a_batch_becomes_jobs_and_the_same_rows_again_are_the_same_jobs(farm: Fa
 def test_without_redis_the_jobs_are_written_and_it_is_said(farm: Farm, batch: Path) -> None:
     done = farm("submit", str(batch))
     assert done.exit_code == 0
-    assert "`farm up` starts the workers" in done.stderr
+    assert done.stderr == "`farm up` starts the workers, which will find these jobs.\n"
     assert len(farm("jobs", "list", "--json").stdout.splitlines()) == 2
 
 
@@ -41,6 +45,48 @@ def test_again_makes_new_jobs(farm: Farm, batch: Path) -> None:
     for job in ("1", "2"):
         farm("jobs", "cancel", job)
     assert "jobs 3-4 submitted" in farm("submit", str(batch), "--again").stdout
+
+
+def publish_films(home: Path) -> list[Path]:
+    """Take every open job of a farm to its end, with three bytes of film."""
+    ledger = open_ledger(str(home / "ledger.db"))
+    films = []
+    for job in reversed(read.jobs(ledger, shown_as=[read.OPEN])):
+        scenes.prepare(ledger, job.id, 1)
+        scenes.render_all(ledger)
+        films.append(Path(job.output))
+        films[-1].parent.mkdir(exist_ok=True)
+        films[-1].write_bytes(b"abc")
+        film = scenes.artifact(ArtifactKind.FILM, job.output)
+        moves.publish(ledger, scenes.claim(ledger, "cpu", "cpu"), artifacts=[film])
+    ledger.close()
+    return films
+
+
+def test_who_submits_again_is_told_which_films_are_lost(farm: Farm, home: Path, batch: Path) -> None:
+    farm("submit", str(batch))
+    first, second = publish_films(home)
+    assert "lost" not in farm("submit", str(batch)).stdout
+    first.unlink()
+    second.write_bytes(b"another film")
+    told = farm("submit", str(batch)).stdout
+    assert f"the film of job 1 is lost: {first} is gone; `farm submit --again`" in told
+    assert f"the film of job 2 is lost: {second} is another file now; " in told
+    brought = farm("jobs", "fetch", "1", "2")
+    assert (brought.exit_code, brought.stdout) == (1, "")
+    assert "the film of job 1 is lost" in brought.stderr and "the film of job 2 is lost" in brought.stderr
+
+
+def test_a_film_that_will_be_replaced_is_told_before(farm: Farm, home: Path, batch: Path) -> None:
+    assert "replaced" not in farm("submit", str(batch)).stdout
+    first, _ = publish_films(home)
+    one = batch.with_name("one.csv")
+    one.write_text("portrait,audio,name,preset\nanna.png,one.wav,first,calm\n", encoding="utf-8")
+    for words in (("--dry-run",), ()):
+        assert (
+            f"the film of job 1 will be replaced: {first.relative_to(Path.cwd())}"
+            in farm("submit", str(one), *words).stdout
+        )
 
 
 def test_every_bad_row_is_told_with_its_line_and_nothing_is_written(farm: Farm, media: Path) -> None:

@@ -163,7 +163,8 @@ def test_a_worker_that_fails_three_different_jobs_in_a_row_is_sick_and_says_whic
     jobs = fail_jobs(ledger, "w1", 2)
     assert crew.sick_reason(ledger, "w1") is None
     jobs += fail_jobs(ledger, "w1", 1)
-    assert crew.sick_reason(ledger, "w1") == f"failed 3 different jobs in a row ({', '.join(map(str, jobs))})"
+    shown = ", ".join(map(str, jobs))
+    assert crew.sick_reason(ledger, "w1") == f"failed 3 different jobs in a row ({shown}), the last one because boom"
 
 
 def test_failing_one_job_often_makes_nobody_sick(ledger: Ledger) -> None:
