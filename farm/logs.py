@@ -112,7 +112,17 @@ def log_to_stderr(log_format: LogFormat = "text", level: int = logging.INFO) -> 
     logging.captureWarnings(True)
     sys.excepthook = _log_uncaught
     threading.excepthook = _log_uncaught_in_thread
-    for chatty in ("alembic", "kombu", "amqp", "PIL", "boto3", "botocore", "urllib3"):
+    for chatty in (
+        "alembic",
+        "kombu",
+        "amqp",
+        "PIL",
+        "boto3",
+        "botocore",
+        "urllib3",
+        "celery.worker.strategy",  # two lines for each doorbell, with its id
+        "celery.app.trace",
+    ):
         logging.getLogger(chatty).setLevel(logging.WARNING)
 
 

@@ -105,9 +105,14 @@ def build(settings: Settings, spec: WorkerSpec) -> Celery:
     )
     app.steps["worker"].add(RunnerStep)
 
+    heard = threading.Event()
+
     @app.task(name=TASK)  # type: ignore[untyped-decorator]
     def doorbell(queue: str) -> None:
         """There is work for this queue; the ledger knows which."""
+        if not heard.is_set():
+            heard.set()
+            log.info("%s: doorbells arrive", spec.full_name)
         app.farm_runner.wake()
 
     return app

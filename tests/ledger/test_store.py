@@ -118,7 +118,9 @@ def test_readers_do_not_wait_for_a_writer(ledger: Ledger, another_ledger: Ledger
     assert ledger.write(story) == 1
 
 
-def test_a_locked_ledger_is_tried_again_until_patience_ends_and_then_told(tmp_path: Path) -> None:
+def test_a_locked_ledger_is_tried_again_until_patience_ends_and_then_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     path = tmp_path / "ledger.db"
     with closing(open_ledger(str(path))) as ledger:
         upgrade(ledger)
@@ -131,9 +133,12 @@ def test_a_locked_ledger_is_tried_again_until_patience_ends_and_then_told(tmp_pa
         event.listen(impatient.engine, "connect", lambda connection, _: connection.execute("PRAGMA busy_timeout = 0"))
         greedy.execute("BEGIN IMMEDIATE")
         with pytest.raises(LedgerAway, match="does not answer: database is locked"):
-            impatient.write(ask, patience_seconds=0.2)
+            impatient.write(ask, patience_seconds=1.0)
         threading.Timer(0.2, greedy.execute, ("COMMIT",)).start()
         assert impatient.write(ask, patience_seconds=120) == 7
+    assert [record.getMessage() for record in caplog.records if record.name == "farm.ledger.store"] == [
+        "ledger: database is locked; trying again for up to 1 s"
+    ]
 
 
 def test_a_postgres_that_is_not_there_is_told_without_its_password() -> None:

@@ -239,7 +239,7 @@ def test_no_password_is_told_anywhere_in_a_whole_run_over_tls(guarded_farm: Stag
         wait_for(ended, 120, "both jobs end")
         states = {job.name: job.state for job in read.jobs(ledger)}
     assert states == {"good": JobState.SUCCEEDED, "bad": JobState.FAILED}
-    wait_for(lambda: "Task farm.doorbell" in farm.log_of("cpu0"), 120, "a worker hears a doorbell over TLS")
+    wait_for(lambda: "doorbells arrive" in farm.log_of("cpu0"), 120, "a worker hears a doorbell over TLS")
     # Both servers break off all connections, and a command line finds neither.
     with psycopg.connect(farm.ledger_url) as connection:
         mine = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND datname = %s"
