@@ -20,6 +20,9 @@ from typing import Literal
 
 LogFormat = Literal["text", "json"]
 
+SPARED_SECONDS = 60.0
+SPARED_LINES = 256  # how many different warnings are remembered
+
 # Every repetition is bounded: an error text of megabytes must not take minutes, as it would if each of its characters
 # could begin a scheme that is looked for to the end.
 _SECRETS = re.compile(
@@ -66,6 +69,28 @@ class StampIds(logging.Filter):
         return True
 
 
+class SpareRepetitions(logging.Filter):
+    """Keeps back a warning that the log bears already since less than a minute, word for word and with the same ids.
+
+    A ledger that is away for a night would otherwise be told every few seconds, by each thread.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said_at: dict[tuple[str, str, str], float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.levelno != logging.WARNING or record.exc_info:
+            return True
+        line = (record.name, record.getMessage(), str(getattr(record, "ids", "")))
+        if record.created - self._said_at.get(line, -SPARED_SECONDS) < SPARED_SECONDS:
+            return False
+        if len(self._said_at) >= SPARED_LINES:
+            self._said_at.clear()
+        self._said_at[line] = record.created
+        return True
+
+
 class _Text(logging.Formatter):
     converter = staticmethod(time.gmtime)
 
@@ -106,6 +131,7 @@ def log_to_stderr(log_format: LogFormat = "text", level: int = logging.INFO) -> 
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Json() if log_format == "json" else _Text())
     handler.addFilter(StampIds())
+    handler.addFilter(SpareRepetitions())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level)

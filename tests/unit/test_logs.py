@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 
 import pytest
 
-from farm.logs import log_ids, log_to_stderr, redact
+from farm.logs import SPARED_SECONDS, log_ids, log_to_stderr, redact
 
 
 @pytest.mark.parametrize(
@@ -58,6 +58,28 @@ def said(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ite
         logging.captureWarnings(False)
         root.handlers[:] = before
         root.setLevel(level)
+
+
+def test_a_warning_is_said_once_a_minute_and_again_of_another_job(said: io.StringIO) -> None:
+    log = logging.getLogger("farm.test")
+    for problem in ("away", "away", "full", "away"):
+        log.warning("the ledger is %s", problem)
+    with log_ids(job=7):
+        log.warning("the ledger is away")
+    with log_ids(job=7):
+        log.error("the ledger is away")
+        log.error("the ledger is away")
+    assert [line.split("the ledger is ")[1] for line in said.getvalue().splitlines()] == [
+        "away",
+        "full",
+        "away [job=7]",
+        "away [job=7]",
+        "away [job=7]",
+    ]
+    later = logging.LogRecord("farm.test", logging.WARNING, "", 0, "the ledger is away", (), None)
+    later.created += SPARED_SECONDS + 1
+    logging.getLogger().handle(later)
+    assert said.getvalue().endswith("the ledger is away\n")
 
 
 def test_tracebacks_are_blotted_too_and_times_are_utc(said: io.StringIO) -> None:
