@@ -9,7 +9,7 @@ import click
 
 from farm.cli.farm_context import Farm
 from farm.doorbell import ring_owed
-from farm.errors import InputError, NotFound
+from farm.errors import FarmError, InputError, NotFound
 from farm.ledger import Ledger, control, read
 
 MOST_IDS = 100_000  # in one range; beyond it somebody mistyped
@@ -75,21 +75,22 @@ def jobs_of_batches(farm: Farm, batch_ids: Sequence[int]) -> list[int]:
 def move_jobs(farm: Farm, ids: Sequence[int], move: Move) -> None:
     """Make the move with each job, say what became of which, and ring for what can be rendered now.
 
-    Raises InputError at the end with the sentences of those jobs that refused it.
+    One job that refuses keeps no other from moving; its sentence is told, and raised at the end.
     """
-    was_moved: dict[int, bool] = {}
-    refused: list[str] = []
+    moved: list[int] = []
+    left: list[int] = []
+    refused: list[FarmError] = []
     for job_id in ids:
         try:
-            was_moved[job_id] = move.make(farm.ledger, job_id)
+            (moved if move.make(farm.ledger, job_id) else left).append(job_id)
         except InputError as error:
-            refused.append(str(error))
-    moved = [job_id for job_id, yes in was_moved.items() if yes]
-    left = [job_id for job_id, yes in was_moved.items() if not yes]
+            refused.append(error)
     if moved:
         click.echo(f"{move.done}: {', '.join(map(str, moved))}")
     if left:
         click.echo(f"{move.not_done}: {', '.join(map(str, left))}", err=True)
     ring_owed(farm.ledger, farm.settings)
+    for error in refused[:-1]:
+        click.echo(f"farm: {error}", err=True)
     if refused:
-        raise InputError("; ".join(refused))
+        raise refused[-1]

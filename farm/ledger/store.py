@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
+import re
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
@@ -137,7 +138,7 @@ def open_ledger(url: str, *, silence_seconds: float = SILENCE_SECONDS) -> Ledger
     if "://" not in url:
         url = f"sqlite:///{Path(url).expanduser().resolve()}"
     try:
-        parsed = make_url(url)
+        parsed = make_url(re.sub("^postgres://", "postgresql://", url))  # as many services write it
     except Exception:
         raise ConfigError("FARM_LEDGER_URL is no database URL; use sqlite:////path or postgresql://…") from None
     backend = parsed.get_backend_name()
@@ -265,11 +266,17 @@ def _first_line(error: DBAPIError) -> str:
 
 
 _WRITABLE = "; you must be able to write to that file and its folder"
-_SQLITE_ADVICE = {
+_MEND_URL = "; check FARM_LEDGER_URL"
+_ADVICE = {
     "disk is full": "; free some space where the ledger lies, or run `farm gc`",
     "unable to open database file": _WRITABLE,
     "attempt to write a readonly database": _WRITABLE,
     "disk I/O error": "; is its disk full?",
+    "Connection refused": "; start PostgreSQL there, or check FARM_LEDGER_URL",
+    "does not exist": _MEND_URL,
+    "authentication failed": _MEND_URL,
+    "resolve host": _MEND_URL,
+    "translate host": _MEND_URL,
 }
 
 
@@ -277,5 +284,5 @@ def explain_unreachable(error: DBAPIError, url: str) -> LedgerAway:
     """A sentence for a person whose ledger cannot be opened; never shows the password."""
     shown = make_url(url).render_as_string(hide_password=True)
     said = _first_line(error)
-    advice = next((advice for words, advice in _SQLITE_ADVICE.items() if words in said), "")
+    advice = next((advice for words, advice in _ADVICE.items() if words in said), "")
     return LedgerAway(f"the ledger at {shown} does not answer: {said}{advice}")

@@ -16,6 +16,7 @@ from click.testing import Result
 from farm.ledger import crew, open_ledger, store
 from farm.logs import LogFormat
 from farm.states import WorkerState
+from tests.ledger import scenes
 
 Farm = Callable[..., Result]
 
@@ -77,6 +78,19 @@ def test_what_could_not_be_moved_is_said(farm: Farm, batch: Path) -> None:
     done = farm("jobs", "cancel", "1", "2")
     assert "cancelled: 2" in done.stdout
     assert "had ended already: 1" in done.stderr
+
+
+def test_one_job_that_cannot_be_retried_keeps_no_other_from_it(farm: Farm, home: Path, batch: Path) -> None:
+    farm("submit", str(batch))
+    ledger = open_ledger(str(home / "ledger.db"))
+    scenes.prepare(ledger, 1)
+    ledger.close()
+    farm("jobs", "cancel", "1-2")
+    with contextlib.closing(sqlite3.connect(home / "ledger.db")) as there, there:
+        there.execute("DELETE FROM artifacts")  # as `farm gc` forgets them
+    done = farm("jobs", "retry", "--batch", "1")
+    assert (done.exit_code, done.stdout) == (2, "back in the queue: 2\n")
+    assert done.stderr == "farm: the working files of job 1 were deleted by `farm gc`; submit its row with --again\n"
 
 
 def test_priority_and_deadline_reach_the_ledger(farm: Farm, batch: Path) -> None:

@@ -142,11 +142,12 @@ def test_a_locked_ledger_is_tried_again_until_patience_ends_and_then_told(
 
 
 def test_a_postgres_that_is_not_there_is_told_without_its_password() -> None:
-    with closing(open_ledger("postgresql://farm:s3cret@127.0.0.1:1/farm")) as ledger:
+    with closing(open_ledger("postgres://farm:s3cret@127.0.0.1:1/farm")) as ledger:  # as many services write it
         with pytest.raises(LedgerAway) as caught:
             ledger.write(lambda session: session.execute(text("SELECT 1")), patience_seconds=0.1)
         assert "s3cret" not in str(caught.value)
         assert "farm:***@127.0.0.1:1" in str(caught.value)
+        assert str(caught.value).endswith("; start PostgreSQL there, or check FARM_LEDGER_URL")
 
 
 def test_connections_that_died_are_replaced(postgres: Ledger) -> None:
