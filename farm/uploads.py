@@ -12,6 +12,7 @@ import json
 import re
 import secrets
 import time
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -66,9 +67,9 @@ def new_part(folder: Path) -> Path:
     return folder / f".{secrets.token_hex(8)}.part"
 
 
-def keep(part: Path, digest: str, name: str, size: int, seen: ImageInfo | AudioInfo) -> Upload:
-    """Give what was sent its place."""
-    folder = part.parent
+def keep(part: Path, digest: str, sent_as: str, size: int, seen: ImageInfo | AudioInfo) -> Upload:
+    """Give what was sent its place.  It is found by its name, and by the whole path that it was sent under."""
+    folder, name = part.parent, base_name(sent_as)
     if isinstance(seen, ImageInfo):
         taken = Upload(digest, name, "portrait", size, None, seen.width, seen.height, f"{digest}.{seen.format}")
     else:
@@ -81,7 +82,8 @@ def keep(part: Path, digest: str, name: str, size: int, seen: ImageInfo | AudioI
     # Also where the same content lies already: it is young again then, and spared by `farm gc`.
     part.replace(folder / taken.file)
     _write(folder / f"{digest}.json", taken)
-    _write(folder / f"{_name_key(name)}.name", taken)
+    for key in {_name_key(name), _name_key(_tidy(sent_as))}:
+        _write(folder / f"{key}.name", taken)
     for abandoned in _abandoned_in(folder):
         abandoned.unlink(missing_ok=True)
     return taken
@@ -92,7 +94,18 @@ def by_id(folder: Path, upload_id: str) -> Upload | None:
 
 
 def by_name(folder: Path, name: str) -> Upload | None:
-    return _read(folder / f"{_name_key(name)}.name")
+    """What was sent under this path, else what was sent last under its last part."""
+    whole = _read(folder / f"{_name_key(_tidy(name))}.name")
+    return whole if whole is not None else _read(folder / f"{_name_key(base_name(name))}.name")
+
+
+def base_name(name: str) -> str:
+    """`intro.mp3` of `week1/intro.mp3`, also where backslashes part it."""
+    return PurePosixPath(_tidy(name)).name or "file"
+
+
+def _tidy(name: str) -> str:
+    return str(PurePosixPath(name.replace("\\", "/")))
 
 
 def all_kept(settings: Settings) -> Iterator[Kept]:
@@ -131,7 +144,8 @@ def _folders(settings: Settings) -> list[Path]:
 
 
 def _name_key(name: str) -> str:
-    return hashlib.sha256(name.encode()).hexdigest()[:32]
+    """The same for `ü` in one character or in two: a Mac sends the one, and a spreadsheet writes the other."""
+    return hashlib.sha256(unicodedata.normalize("NFC", name).encode()).hexdigest()[:32]
 
 
 def _read(path: Path) -> Upload | None:

@@ -94,6 +94,7 @@ Here = Annotated[Context, Depends(_context)]
 
 
 TOLD_AT_ONCE = 5  # of what is wrong with one request
+AS_JSON = "send one JSON object as the request's body, with the header content-type: application/json"
 
 
 class Problem(BaseModel):
@@ -129,15 +130,26 @@ def answer_errors(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     def of_the_request(request: Request, error: RequestValidationError) -> JSONResponse:
         """One sentence, as for every other refusal; the framework's own answer is a list."""
+        kinds = {each["type"] for each in error.errors()}
+        if "json_invalid" in kinds:
+            return JSONResponse({"detail": _of_no_json(error)}, 422)
+        if "model_attributes_type" in kinds:
+            return JSONResponse({"detail": AS_JSON}, 422)
         wrong = [f"{_where(each['loc'])}: {each['msg'][:1].lower()}{each['msg'][1:]}" for each in error.errors()]
         more = f"; and {len(wrong) - TOLD_AT_ONCE} more" if len(wrong) > TOLD_AT_ONCE else ""
         return JSONResponse({"detail": "; ".join(wrong[:TOLD_AT_ONCE]) + more}, 422)
 
 
+def _of_no_json(error: RequestValidationError) -> str:
+    (first, *_) = (each for each in error.errors() if each["type"] == "json_invalid")
+    said = first.get("ctx", {}).get("error", "it cannot be read")
+    return f"the request's body is no JSON: {said}, at character {first['loc'][-1]}"
+
+
 def _where(place: Sequence[int | str]) -> str:
-    """`query.limit` is `limit` for people; of what is no JSON the place is a character."""
+    """`query.limit` is `limit` for people."""
     parts = [str(part) for part in place]
-    return ".".join(parts) if parts[-1].isdigit() and len(parts) == 2 else ".".join(parts[1:] or parts)
+    return ".".join(parts[1:] or parts)
 
 
 def status_of(error: FarmError) -> int:

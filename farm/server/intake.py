@@ -17,7 +17,7 @@ from pydantic import BaseModel, Field
 from farm import omnirt, omnirt_records
 from farm.accounts import accounts
 from farm.batch import BadRows, Row, RowProblem, read_batch, rows_from
-from farm.errors import InputError, NotEnoughRoom
+from farm.errors import InputError, NotEnoughRoom, NotFound
 from farm.ledger import read
 from farm.ledger.keys import Conflict, Remembered, Scope, begin_request, end_request
 from farm.logs import add_log_ids
@@ -259,7 +259,9 @@ def _rows_of(
             raise InputError(f"the request's JSON is no batch: {_first_fault(error)}") from None
         return rows_from(body.rows), body.name or name, body.skip_bad or skip_bad
     if kind not in ("text/csv", "application/csv", "application/x-ndjson", "text/plain"):
-        raise HTTPException(415, "A batch is text/csv, application/x-ndjson or application/json")
+        raise HTTPException(
+            415, "A batch is text/csv, application/x-ndjson or application/json: say which in the header content-type"
+        )
     suffix = ".jsonl" if kind == "application/x-ndjson" else ".csv"
     folder = here.settings.home / "uploads"
     folder.mkdir(parents=True, exist_ok=True)
@@ -291,12 +293,27 @@ def _submit_batch(
             placed.append(Row(row.number, _place(here, caller, row.cells)))
         except InputError as error:
             faults.append(RowProblem(row.number, str(error)))
-    if faults and (not skip_bad or not placed):
+    if not placed:
         raise BadRows(faults, "batch")
     # The same rows go to the same folder, so that they are the same jobs.
     shape = json.dumps([dict(row.cells) for row in placed], sort_keys=True, default=str)
     folder = here.films_of(caller.owner, hashlib.sha256(shape.encode()).hexdigest()[:16])
-    done = _submit(here, caller, placed, folder=folder, name=name or "batch", source="http", skip_bad=skip_bad)
+    is_refused = bool(faults) and not skip_bad  # the other rows are looked at all the same, so that all faults are told
+    try:
+        done = _submit(
+            here,
+            caller,
+            placed,
+            folder=folder,
+            name=name or "batch",
+            source="http",
+            skip_bad=skip_bad,
+            dry_run=is_refused,
+        )
+    except BadRows as error:
+        raise BadRows(sorted([*faults, *error.problems], key=lambda p: p.row), "batch") from None
+    if is_refused:
+        raise BadRows(faults, "batch")
     return {
         "batch_id": done.intake.batch_id,
         "job_ids": [str(job_id) for job_id in done.intake.job_ids],
@@ -349,6 +366,7 @@ def _submit(
     name: str,
     source: str,
     skip_bad: bool = False,
+    dry_run: bool = False,
 ) -> Submission:
     if not has_room(here):
         raise NotEnoughRoom("this farm's disk is too full to take work")
@@ -369,6 +387,7 @@ def _submit(
         owner=caller.owner,
         output_dir=folder,
         skip_bad=skip_bad,
+        dry_run=dry_run,
         doorbell=here.doorbell,
     )
 
@@ -390,7 +409,10 @@ def list_batches(caller: Reader, here: Here, limit: Annotated[int, Query(ge=1, l
 
 @router.get("/v1/batches/{batch_id}", response_model=BatchView, responses=problems(404, 422))
 def show_batch(batch_id: Annotated[int, PathParameter(ge=1, lt=2**53)], caller: Reader, here: Here) -> dict[str, Any]:
-    found = read.batch(here.ledger, batch_id)
+    try:
+        found = read.batch(here.ledger, batch_id)
+    except NotFound:
+        raise no_such("Batch not found") from None
     if caller.sees is not None and found.owner != caller.sees:
-        raise no_such(f"there is no batch {batch_id}")
+        raise no_such("Batch not found")
     return views.batch_view(found, accounts(here.ledger, [found], here.settings.rates)[found.id])

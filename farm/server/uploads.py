@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import shutil
 from dataclasses import asdict
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, HTTPException, Query, Request
@@ -55,7 +55,7 @@ async def upload(
     if not await asyncio.to_thread(has_room, here):
         raise NotEnoughRoom("this farm's disk is too full to take files")
     part = uploads.new_part(here.uploads_of(caller.owner))
-    called = base_name(name)
+    called = uploads.base_name(name)
     limit = int(here.settings.server.upload_gb * 1e9)
     digest, size = hashlib.sha256(), 0
     try:
@@ -69,7 +69,7 @@ async def upload(
         if not size:
             raise HTTPException(400, "The request's body is empty; send the file itself")
         seen = await here.probes.probe(part)
-        taken = await asyncio.to_thread(uploads.keep, part, digest.hexdigest(), called, size, seen)
+        taken = await asyncio.to_thread(uploads.keep, part, digest.hexdigest(), name, size, seen)
     except InputError as error:
         raise HTTPException(415, str(error).replace(str(part), called)) from None
     finally:
@@ -96,12 +96,8 @@ def find(context: Context, caller: Caller, kind: str, word: str) -> tuple[Path, 
     folder = context.uploads_of(caller.owner)
     upload_id = word.removeprefix("upload:")
     is_id = uploads.UPLOAD_ID.fullmatch(upload_id) is not None
-    found = uploads.by_id(folder, upload_id) if is_id else uploads.by_name(folder, base_name(word))
+    found = uploads.by_id(folder, upload_id) if is_id else uploads.by_name(folder, word)
     return (folder / found.file, found.name) if found is not None and found.kind == kind else None
-
-
-def base_name(name: str) -> str:
-    return PurePosixPath(name.replace("\\", "/")).name or "file"
 
 
 def _view(taken: Upload) -> dict[str, Any]:

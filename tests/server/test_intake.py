@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import unicodedata
+import wave
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,6 +29,45 @@ def test_an_upload_is_known_by_its_content(client: httpx.Client) -> None:
     assert (taken["name"], taken["kind"], taken["width"]) == ("Anna.JPG", "portrait", 512)
     assert client.get(f"/v1/uploads/{taken['id']}").json() == taken
     assert client.get(f"/v1/uploads/{'0' * 64}").status_code == 404
+
+
+def test_uploads_of_one_name_in_two_folders_are_told_apart(
+    idle_farm: FarmProcess, speech: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other.wav"
+    with wave.open(str(other), "wb") as sound:
+        sound.setparams((1, 2, 16_000, 0, "NONE", ""))
+        sound.writeframes(bytes(16_000))
+    with submitter(idle_farm, "two folders") as client:
+        face = {"name": unicodedata.normalize("NFD", "Frau Müller.jpg")}  # as a Mac sends it
+        client.post("/v1/uploads", params=face, content=PORTRAIT.read_bytes()).raise_for_status()
+        for name, file in (("week1/intro.wav", speech), ("week2\\intro.wav", other)):
+            client.post("/v1/uploads", params={"name": name}, content=file.read_bytes()).raise_for_status()
+        words = ("week1/intro.wav", "week2/intro.wav", "week3/intro.wav")
+        rows = [{"portrait": "Frau Müller.jpg", "audio": word, "name": word[:5]} for word in words]
+        jobs = client.post("/v1/batches", json={"rows": rows}).raise_for_status().json()["job_ids"]
+        heard = [client.get(f"/v1/jobs/{job}").json()["request"]["inputs"]["audio"] for job in jobs]
+    first, second = (f"upload:{hashlib.sha256(file.read_bytes()).hexdigest()}" for file in (speech, other))
+    assert heard == [first, second, second]  # what no folder was sent of is the newest of its name
+
+
+def test_every_fault_of_a_batch_is_told_at_once(idle_farm: FarmProcess, speech: Path) -> None:
+    with submitter(idle_farm, "faults") as client:
+        send_files(client, speech)
+        rows = [{"portrait": "nobody.jpg", "audio": "speech.wav"}, {"portrait": "face.jpg"}, {"priority": "high"}]
+        answer = client.post("/v1/batches", json={"rows": rows})
+        assert answer.status_code == 400
+        assert [p["row"] for p in answer.json()["problems"]] == [1, 2, 3]
+        assert "\nbatch:2: " in answer.json()["detail"]
+        assert client.get("/v1/jobs").json()["data"] == []
+
+
+def test_a_body_that_is_no_json_is_told_so(client: httpx.Client) -> None:
+    cut = client.post("/v1/generate", content=b'{"task": 1', headers={"content-type": "application/json"})
+    assert cut.status_code == 422
+    assert cut.json()["detail"].startswith("the request's body is no JSON: ") and "character 10" in cut.text
+    form = client.post("/v1/generate", data={"task": "audio2video"})
+    assert (form.status_code, form.json()["detail"][:20]) == (422, "send one JSON object")
 
 
 @pytest.mark.parametrize("content", [b"hello", b"\x89PNG\r\n\x1a\n" + b"\0" * 100, b"#EXTM3U\nhttp://10.0.0.1/a.ts\n"])
