@@ -5,7 +5,10 @@ A file is hashed and probed once; the ledger remembers both by size and change t
 
 from __future__ import annotations
 
+import difflib
+import itertools
 import os
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,12 +25,16 @@ from farm.ledger.files import KnownFile, known_files, remember_files
 from farm.media.probe import probe_audio, probe_image
 
 PROBES_AT_ONCE = 4
+NEAR = 0.8  # how like a name must be to be proposed, as difflib measures
+MOST_NAMES = 10_000  # of a folder, among which a name is looked for
+MOST_PROPOSED = 20  # of the missing files of a batch
 
 
 @dataclass(frozen=True, slots=True)
 class InputFile:
     """A portrait or audio that can be read, and what its probe said."""
 
+    path: str  # as it lies on the disk, which may write a letter with an accent otherwise than the row
     sha256: str
     facts: Mapping[str, Any]
 
@@ -54,11 +61,13 @@ def look_at_files(
     found: dict[tuple[str, str], InputFile] = {}
     errors: dict[tuple[str, str], str] = {}
     fresh: dict[str, KnownFile] = {}
+    folders = _Folders()
 
     def look(item: tuple[str, str]) -> tuple[tuple[str, str], InputFile | str, KnownFile | None]:
         column, path_text = item
         try:
-            path = allowed_path(Path(path_text), settings.input_roots, column)
+            place = folders.as_it_lies(path_text)
+            path = allowed_path(Path(place), settings.input_roots, column)
             stat = path.stat()
             known = remembered.get(path_text)
             if (
@@ -67,15 +76,18 @@ def look_at_files(
                 and known.mtime_ns == stat.st_mtime_ns
                 and column in known.facts
             ):
-                return item, InputFile(known.sha256, known.facts[column]), None
+                return item, InputFile(place, known.sha256, known.facts[column]), None
             facts = _probe(column, path, settings)
             digest = sha256_of(path)
             merged = {**(known.facts if known and known.sha256 == digest else {}), column: facts}
-            return item, InputFile(digest, facts), KnownFile(path_text, stat.st_size, stat.st_mtime_ns, digest, merged)
+            learnt = KnownFile(path_text, stat.st_size, stat.st_mtime_ns, digest, merged)
+            return item, InputFile(place, digest, facts), learnt
         except InputError as error:
             return item, str(error), None
         except FileNotFoundError:
-            return item, f"{column} {path_text} does not exist", None
+            # Where inputs are bounded, others may ask than those who may list their folders.
+            meant = "" if settings.input_roots else folders.nearest(path_text)
+            return item, f"{column} {path_text} does not exist{meant}", None
         except OSError as error:
             return item, f"{column} {path_text} cannot be read: {error.strerror}", None
 
@@ -91,6 +103,42 @@ def look_at_files(
                 on_progress(done, len(wanted))
     remember_files(ledger, list(fresh.values()))
     return found, errors
+
+
+class _Folders:
+    """What lies in the folders of a batch.  Each is listed once, and only if something was not found in it."""
+
+    def __init__(self) -> None:
+        self._names: dict[str, list[str]] = {}
+        self._proposed = itertools.count()
+
+    def as_it_lies(self, path_text: str) -> str:
+        """The path of a file whose name is the same text, if there is none of these very letters.
+
+        Unicode has two ways of writing `ü`: a Mac packs file names the one way, and a spreadsheet writes the other.
+        """
+        if path_text.isascii() or os.path.lexists(path_text):
+            return path_text
+        folder, name = os.path.split(path_text)
+        folder, wanted = self.as_it_lies(folder), unicodedata.normalize("NFC", name)
+        same = (other for other in self._names_in(folder) if unicodedata.normalize("NFC", other) == wanted)
+        return os.path.join(folder, next(same, name))  # noqa: PTH118  quicker
+
+    def nearest(self, path_text: str) -> str:
+        """The file that was perhaps meant, as the end of a sentence."""
+        if next(self._proposed) >= MOST_PROPOSED:  # a batch of which everything is missing is not helped so
+            return ""
+        folder, name = os.path.split(path_text)
+        near = difflib.get_close_matches(name, self._names_in(folder), n=1, cutoff=NEAR)
+        return f"; perhaps {near[0]} is meant, which lies there" if near else ""
+
+    def _names_in(self, folder: str) -> list[str]:
+        if folder not in self._names:
+            try:
+                self._names[folder] = sorted(os.listdir(folder))[:MOST_NAMES]  # noqa: PTH208  names and no paths
+            except OSError:
+                self._names[folder] = []
+        return self._names[folder]
 
 
 def _probe(column: str, path: Path, settings: Settings) -> dict[str, Any]:

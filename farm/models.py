@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -50,6 +51,9 @@ class SizeSpec(_Table):
     choices: list[tuple[int, int]] = []  # when only these are possible
 
 
+_DECIMAL_COMMA = re.compile(r"^(\s*-?\d+),(\d+\s*)$")  # as many countries' spreadsheets write it
+
+
 class NumberSpec(_Table):
     type: Literal["float", "int"]
     default: float
@@ -60,7 +64,7 @@ class NumberSpec(_Table):
 
     def read(self, name: str, value: Any) -> float | int:
         try:
-            number = float(value)
+            number = float(_DECIMAL_COMMA.sub(r"\1.\2", value) if isinstance(value, str) else value)
         except (TypeError, ValueError):
             number = math.nan
         if isinstance(value, bool) or not self.min <= number <= self.max:

@@ -27,6 +27,11 @@ OWNER_LIMIT = 200  # characters
 PROMPT_LIMIT = 2000  # characters
 _UNFIT = re.compile(r'[\x00-\x1f\x7f/\\:*?"<>|]+')  # not fit for a file name on some system
 
+_SHEET_DATE = re.compile(
+    r"(?:(?P<y>\d{4})/(?P<m>\d{1,2})/(?P<d>\d{1,2})|(?P<D>\d{1,2})\.(?P<M>\d{1,2})\.(?P<Y>\d{4}))"
+    r"(?:[ T](?P<hour>\d{1,2}):(?P<rest>\d{2}(?::\d{2})?))?"
+)
+
 
 @dataclass(frozen=True)
 class RowChecker:
@@ -120,7 +125,8 @@ class RowChecker:
         item = (column, absolute_text(str(cell), str(self.base)))
         if item in self.file_errors:
             raise InputError(self.file_errors[item])
-        return Path(item[1]), self.files[item]
+        found = self.files[item]
+        return Path(found.path), found
 
     def _output(self, cell: Any, name: str) -> Path:
         output = Path(absolute_text(str(cell), str(self.base))) if cell else self.films / f"{name}.mp4"
@@ -194,12 +200,22 @@ def read_deadline(cell: Any) -> float | None:
     if cell is None:
         return None
     try:
-        when = datetime.fromisoformat(str(cell))
+        when = datetime.fromisoformat(_as_iso(str(cell)))
         return when.astimezone().timestamp()  # without a zone it is meant in this machine's
     except (ValueError, OverflowError, OSError):
         raise InputError(
             f"deadline must be a date such as 2026-12-24 or 2026-12-24T06:00, not {shorten(cell)}"
         ) from None
+
+
+def _as_iso(text: str) -> str:
+    """A date as a spreadsheet writes it, where only one can be meant: 24.12.2026 or 2026/12/24, also with 6:00."""
+    found = _SHEET_DATE.fullmatch(text.strip())
+    if found is None:
+        return text
+    year, month, day = (int(found[y] or found[d]) for y, d in (("y", "Y"), ("m", "M"), ("d", "D")))
+    clock = f"T{int(found['hour']):02d}:{found['rest']}" if found["hour"] else ""
+    return f"{year:04d}-{month:02d}-{day:02d}{clock}"
 
 
 def _tags(cell: Any) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 
@@ -101,6 +102,21 @@ def test_every_bad_row_is_told_with_its_line_and_nothing_is_written(farm: Farm, 
     assert f"{path}:3: " in done.stderr and "nobody.png" in done.stderr
     assert f"{path}:4: model preview cannot render 511x512" in done.stderr
     assert farm("jobs", "list", "--json").stdout == ""
+
+
+def test_a_file_whose_name_is_written_otherwise_is_found_or_proposed(farm: Farm, media: Path) -> None:
+    folder = media / unicodedata.normalize("NFD", "Vorträge")  # as a Mac's archive unpacks
+    folder.mkdir()
+    (media / "one.wav").rename(folder / unicodedata.normalize("NFD", "Müller.wav"))
+    path = media / "batch.csv"
+    path.write_text("portrait,audio\nanna.png,Vorträge/Müller.wav\n", encoding="utf-8")
+    assert "job 1 submitted" in farm("submit", str(path)).stdout
+    assert Path(json.loads(farm("jobs", "show", "1", "--json").stdout)["audio"]).is_file()
+    assert "1 row is a job already" in farm("submit", str(path)).stdout
+    path.write_text("portrait,audio\nana.png,Vorträge/Müller.wav\nzebra.png,Vorträge/Müller.wav\n", encoding="utf-8")
+    missing = farm("submit", str(path)).stderr
+    assert f"portrait {media / 'ana.png'} does not exist; perhaps anna.png is meant, which lies there\n" in missing
+    assert f"portrait {media / 'zebra.png'} does not exist\n" in missing
 
 
 def test_skip_bad_takes_the_good_rows(farm: Farm, media: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +31,11 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
 
 
 def checker(settings: Settings, salt: str = "") -> RowChecker:
+    a, b, other = (str(BASE / name) for name in ("a.png", "b.wav", "other.wav"))
     known = {
-        ("portrait", str(BASE / "a.png")): InputFile("1" * 64, {"width": 512, "height": 512}),
-        ("audio", str(BASE / "b.wav")): InputFile("2" * 64, {"seconds": 12.5, "rate": 48_000}),
-        ("audio", str(BASE / "other.wav")): InputFile("3" * 64, {"seconds": 1.0, "rate": 48_000}),
+        ("portrait", a): InputFile(a, "1" * 64, {"width": 512, "height": 512}),
+        ("audio", b): InputFile(b, "2" * 64, {"seconds": 12.5, "rate": 48_000}),
+        ("audio", other): InputFile(other, "3" * 64, {"seconds": 1.0, "rate": 48_000}),
     }
     errors = {("portrait", str(BASE / "bad.png")): "/inputs/bad.png is a damaged picture (truncated)."}
     return RowChecker(settings, BASE, BASE / "films", "ann", known, errors, salt)
@@ -83,6 +85,13 @@ def test_every_column_is_understood(settings: Settings) -> None:
     assert (request.tags, request.owner) == (("week1", "intro"), "dean")
 
 
+@pytest.mark.parametrize("written", ["24.12.2026 6:00", "2026/12/24 6:00:00", "2026-12-24 06:00"])
+def test_dates_and_decimals_are_read_as_spreadsheets_write_them(settings: Settings, written: str) -> None:
+    request = check(settings, deadline=written, mouth="1,2")
+    assert request.due == datetime(2026, 12, 24, 6).astimezone().timestamp()
+    assert request.settings["mouth"] == 1.2
+
+
 @pytest.mark.parametrize(
     ("cells", "sentence"),
     [
@@ -106,6 +115,9 @@ def test_every_column_is_understood(settings: Settings) -> None:
         ({"priority": "101"}, "priority must be from -100 to 100, not 101"),
         ({"deadline": "tomorrow"}, "deadline must be a date such as 2026-12-24 or 2026-12-24T06:00, not 'tomorrow'"),
         ({"deadline": "0001-01-01"}, "deadline must be a date"),
+        ({"deadline": "12/24/2026"}, "deadline must be a date"),  # in other countries another day
+        ({"deadline": "31.2.2026"}, "deadline must be a date"),
+        ({"mouth": "1,000.5"}, "mouth must be a number from 0.3 to 1.6, not '1,000.5'"),
         ({"continuity": "both"}, "continuity must be carry or parallel, not 'both'"),
         ({"prompt": "x" * 2001}, "the prompt has 2001 characters; the limit is 2000"),
         ({"output": "x" * 300}, "the film's name xxx"),
