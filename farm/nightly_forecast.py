@@ -9,7 +9,7 @@ from farm.config import Settings
 from farm.ledger import Ledger, read
 from farm.ledger.values import Job
 from farm.models import load_model
-from farm.nightly_config import Left, Night, Nightly
+from farm.nightly_config import Left, Night, Nightly, find_rows
 from farm.nightly_jobs import OPEN, jobs_by_id, look, may_be_tried_again, own_jobs
 from farm.roster import load_roster
 from farm.states import FINISHED
@@ -24,6 +24,7 @@ class NightForecast:
     new: int
     continued: int  # jobs of earlier nights that are not finished
     replaced: int
+    settling: int  # recordings that were changed just now and wait for a later run
     problems: Sequence[Left]
     film_seconds: float
     device_seconds: float | None  # None: some model has no history here
@@ -62,6 +63,7 @@ def foretell(nightly: Nightly, settings: Settings, ledger: Ledger, at: float) ->
         new=len(seen.new),
         continued=len(again),
         replaced=len(replaced),
+        settling=_count_rows(nightly, at + nightly.settings.settle_seconds) - sum(len(s.rows) for s in seen.sets),
         problems=seen.problems,
         film_seconds=sum(r.audio_seconds for r in seen.new) + sum(j.audio_seconds for j in again),
         device_seconds=device_seconds,
@@ -70,6 +72,10 @@ def foretell(nightly: Nightly, settings: Settings, ledger: Ledger, at: float) ->
         unknown_models=unknown,
         rows=[*names, *((j.name, "goes on", j.audio_seconds) for j in again)],
     )
+
+
+def _count_rows(nightly: Nightly, at: float) -> int:
+    return sum(len(rows.rows) for rows in find_rows(nightly, at)[0])
 
 
 @dataclass(frozen=True, slots=True)

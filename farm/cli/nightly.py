@@ -71,8 +71,14 @@ def _say_forecast(told: Nightly, forecast: NightForecast) -> None:
         click.echo(f"  {what:<8} {span(seconds):>8}  {name}")
     if len(forecast.rows) > SHOWN_ROWS:
         click.echo(f"  … and {len(forecast.rows) - SHOWN_ROWS} more")
+    if forecast.settling:
+        waits = "1 recording waits" if forecast.settling == 1 else f"{forecast.settling} recordings wait"
+        click.echo(
+            f"{waits} for a later run: changed, or with a portrait that was, less than"
+            f" {told.settings.settle_seconds:g} s ago, and perhaps still being copied."
+        )
     if not forecast.rows:
-        click.echo("Nothing is new or changed.")
+        click.echo("Nothing else is new or changed." if forecast.settling else "Nothing is new or changed.")
     else:
         films = f"{len(forecast.rows)} film{'s' if len(forecast.rows) > 1 else ''}"
         click.echo(f"Would render {films}, {span(forecast.film_seconds)} long: {forecast.new} new,", nl=False)

@@ -16,8 +16,6 @@ from farm.states import SegmentKind
 
 names_argument = click.argument("names", metavar="NAME...", nargs=-1, required=True)
 
-names_argument = click.argument("names", metavar="NAME...", nargs=-1, required=True)
-
 
 @click.group()
 def workers() -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -218,6 +220,18 @@ def test_models_are_listed_with_their_presets(farm: Farm) -> None:
     models = {m["id"]: m for m in map(json.loads, farm("models", "list", "--json").stdout.splitlines())}
     assert "natural" in models["preview"]["presets"]
     assert "blink_rate" in farm("models", "show", "preview").stdout
+
+
+def test_a_recording_that_was_just_copied_is_told_to_wait(farm: Farm, media: Path) -> None:
+    course = media.parent / "course.toml"
+    course.write_text(
+        'settle_seconds = 3600\n[[courses]]\nfolder = "media"\nportrait = "media/anna.png"\n', encoding="utf-8"
+    )
+    now = time.time()
+    for changed, told in ((now, "1 recording waits for a later run: "), (now - 86400, "Would render 1 film,")):
+        for path in media.iterdir():
+            os.utime(path, (changed, changed))
+        assert told in farm("nightly", str(course), "--dry-run").stdout
 
 
 def test_gc_says_what_it_would_delete_and_deletes_nothing_in_a_dry_run(farm: Farm, batch: Path, home: Path) -> None:
