@@ -164,9 +164,10 @@ def fault_of(path: Path, size_bytes: int, sha256: str) -> str | None:
 
 def _fault_at_a_glance(path: Path, size_bytes: int) -> str | None:
     """`fault_of` without reading the file."""
-    if not path.is_file():
+    try:
+        return None if path.stat().st_size == size_bytes else "is another file now"
+    except OSError:
         return "is gone"
-    return None if path.stat().st_size == size_bytes else "is another file now"
 
 
 def local_strays(root: Path, before: float) -> Iterator[Stray]:

@@ -90,7 +90,7 @@ def move_jobs(farm: Farm, ids: Sequence[int], move: Move) -> None:
     if left:
         click.echo(f"{move.not_done}: {', '.join(map(str, left))}", err=True)
     ring_owed(farm.ledger, farm.settings)
-    for error in refused[:-1]:
-        click.echo(f"farm: {error}", err=True)
+    for sentence in refused[:-1]:
+        click.echo(f"farm: {sentence}", err=True)
     if refused:
         raise refused[-1]

@@ -183,15 +183,16 @@ def _of_replaced(films: Mapping[str, int]) -> str:
 
 def _say_lost(farm: Farm, known: Sequence[int]) -> None:
     """Whoever submits again because a film was deleted would otherwise read that all is well."""
-    store, lost = open_store(farm.settings), {}
+    store = open_store(farm.settings)
+    lost: dict[int, str] = {}
     for job_id, film in read.films(farm.ledger, known).items():
         try:
             if "://" not in film.path:  # to ask an object store for each would take long
                 store.fetch(film)
         except FileLost as error:
-            lost[job_id] = error
-    for job_id, error in list(lost.items())[:SHOWN_LOST]:
-        click.echo(f"the film of job {job_id} is lost: {error}; {RENDER_ANEW}")
+            lost[job_id] = str(error)
+    for job_id, sentence in list(lost.items())[:SHOWN_LOST]:
+        click.echo(f"the film of job {job_id} is lost: {sentence}; {RENDER_ANEW}")
     if len(lost) > SHOWN_LOST:
         click.echo(f"so are {len(lost) - SHOWN_LOST} others")
 
