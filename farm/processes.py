@@ -1,9 +1,10 @@
-"""What runs on this machine for this farm: started apart from any terminal, known by pid and start time."""
+"""What runs on this machine for this farm: started apart from any terminal, known by pid and birth."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import json
 import os
 import signal
@@ -20,21 +21,16 @@ LOG_LIMIT_BYTES = 64 << 20
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """A process of this farm, told from a later one with the same number by its start time."""
+    """A process of this farm, told from a later one with the same number by its birth."""
 
     name: str
     pid: int
-    started: float
+    birth: str
     argv: list[str]
 
     @property
     def is_alive(self) -> bool:
-        try:
-            process = psutil.Process(self.pid)
-            same = abs(process.create_time() - self.started) < 1.0
-            return bool(same and process.status() != psutil.STATUS_ZOMBIE)
-        except psutil.Error:
-            return False
+        return is_same(self.pid, self.birth)
 
     def signal(self, number: signal.Signals) -> None:
         if self.is_alive:
@@ -48,6 +44,38 @@ class Running:
                 return False
             time.sleep(0.05)
         return True
+
+
+def birth(pid: int) -> str | None:
+    """Which of all processes with this number this one is: its start in clock ticks since which boot (proc(5)).
+
+    The time of day has no part in it, since a machine that slept, or whose clock is set, moves every time that is
+    computed from it.  None when no process has the number.
+    """
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+    except OSError:
+        return None
+    ticks = stat.rpartition(")")[2].split()[19]  # field 22; the name before it may hold spaces and brackets
+    return f"{_boot()}:{ticks}"
+
+
+@functools.cache
+def _boot() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:  # some sandboxes have none
+        return "unknown boot"
+
+
+def is_same(pid: int, born: object) -> bool:
+    """Whether the process of that birth still runs under `pid`; one that ended and was not collected does not."""
+    if born != birth(pid) or born is None:
+        return False
+    try:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.Error:
+        return False
 
 
 def start(
@@ -66,11 +94,7 @@ def start(
         process = subprocess.Popen(
             argv, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=dict(env), start_new_session=True
         )
-    try:
-        started = psutil.Process(process.pid).create_time()
-    except psutil.Error:
-        started = time.time()  # it died at once; its record will be stale
-    running = Running(name, process.pid, started, list(argv))
+    running = Running(name, process.pid, birth(process.pid) or "", list(argv))  # it may have died at once
     try:
         _write_record(running, run_dir)
     except OSError:

@@ -10,13 +10,12 @@ import threading
 import time
 from collections.abc import Callable
 
-import psutil
-
 from farm.config import Settings
 from farm.ledger import Ledger, crew, moves, read
 from farm.ledger.budget import pause_what_is_spent
 from farm.ledger.values import Worker
 from farm.logs import add_log_ids
+from farm.processes import is_same
 from farm.rates import price
 from farm.roster import machine_name
 
@@ -114,32 +113,21 @@ class Reaper:
 
     def bury(self, worker: Worker) -> bool:
         """Whether the process behind a worker's row of this machine is dead, its host killed if it was left behind."""
-        if _is_same_process(worker.pid, worker.info.get("process_started")):
+        if is_same(worker.pid, worker.info.get("process_birth")):
             return False
         self._kill_host(worker)
         return True
 
     def _kill_host(self, worker: Worker) -> bool:
         """Kill a worker's host if it lives, and wait until it is gone.  Whether it lived."""
-        pid, started = worker.host_pid, worker.info.get("host_started")
-        if pid is None or not _is_same_process(pid, started):
+        pid, born = worker.host_pid, worker.info.get("host_birth")
+        if pid is None or not is_same(pid, born):
             return False
         self._kill(pid)
         deadline = time.monotonic() + DEATH_SECONDS
-        while _is_same_process(pid, started):
+        while is_same(pid, born):
             if time.monotonic() > deadline:
                 log.warning("host %d of %s does not die; its driver holds it", pid, worker.name)
                 break
             time.sleep(0.01)
         return True
-
-
-def _is_same_process(pid: int, started: object) -> bool:
-    """Whether `pid` is still the process that started at that instant, and not a later one with its number."""
-    if not isinstance(started, int | float):
-        return False
-    try:
-        process = psutil.Process(pid)
-        return abs(process.create_time() - started) < 1.0 and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.Error:
-        return False

@@ -6,13 +6,13 @@ The engine lives in another process, so nothing that a device does can hold this
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
-import psutil
-
+from farm import processes
 from farm.errors import LeaseLost
 from farm.ledger import Ledger, crew, live, moves
 from farm.ledger.values import Lease, Worker
@@ -167,12 +167,9 @@ class Heart:
                 session.lose()
             except Exception as error:
                 log.warning("a live session's lease could not be renewed: %s", error)
-        try:
-            info["process_started"] = psutil.Process().create_time()
-            if host_pid is not None:
-                info["host_started"] = psutil.Process(host_pid).create_time()
-        except psutil.Error:
-            pass
+        info["process_birth"] = processes.birth(os.getpid())
+        if host_pid is not None:
+            info["host_birth"] = processes.birth(host_pid)
         try:
             self.seen = crew.beat(
                 self._ledger,

@@ -9,16 +9,13 @@ import threading
 import time
 from typing import Any
 
-import psutil
-
-from farm import __version__
+from farm import __version__, processes
 from farm.config import Settings
 from farm.doorbell import Doorbell, Ringer
 from farm.errors import EngineChanged, LeaseLost, LedgerAway
 from farm.ledger import Ledger, crew, moves
 from farm.ledger.values import Lease
 from farm.logs import log_ids
-from farm.processes import kill_group
 from farm.reaper import Reaper
 from farm.roster import WorkerSpec, machine_name
 from farm.states import SegmentKind, WorkerState
@@ -97,7 +94,9 @@ class Runner:
             queue=self.queue,
             host=self._renderer.host if self._renderer is not None else None,
         )
-        self._reaper = Reaper(ledger, settings, holder=f"{self.name}/{incarnation}", ring=self._ring, kill=kill_group)
+        self._reaper = Reaper(
+            ledger, settings, holder=f"{self.name}/{incarnation}", ring=self._ring, kill=processes.kill_group
+        )
 
     def _make_live(self, renderer: Renderer) -> LiveTurns | None:
         model = self.spec.load_model()
@@ -300,7 +299,7 @@ class Runner:
             pid=os.getpid(),
             incarnation=self._incarnation,
             device=self.device,
-            info={"farm": __version__, "process_started": psutil.Process().create_time()},
+            info={"farm": __version__, "process_birth": processes.birth(os.getpid())},
         )
         if before is not None and before.machine == machine_name() and self._reaper.bury(before):
             # The process that worked under this name before is known to be dead: nobody needs to wait for its lease.

@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import psutil
 import pytest
 
 from farm.config import load_settings
 from farm.ledger import control, crew, read
 from farm.ledger.store import Ledger
 from farm.ledger.values import Worker
+from farm.processes import birth
 from farm.states import WorkerState
 from workers.heart import CHECK_SECONDS, Heart, LeaseWatch
 from workers.room import why_no_room
@@ -58,8 +58,8 @@ def test_the_row_tells_which_processes_they_are_so_that_a_number_given_again_is_
         heart.note_host(os.getpid(), 3, {"engine": "fake"})
         wait_until(lambda: row(farm.ledger).host_pid, "the host")
     info = row(farm.ledger).info
-    started = psutil.Process().create_time()
-    assert info == {"engine": "fake", "process_started": started, "host_started": started}
+    own = birth(os.getpid())
+    assert info == {"engine": "fake", "process_birth": own, "host_birth": own}
     assert row(farm.ledger).host_restarts == 3
 
 

@@ -15,7 +15,7 @@ from sqlalchemy import update
 from farm.ledger import crew, moves, read
 from farm.ledger.tables import LockRow, SegmentRow, WorkerRow
 from farm.ledger.values import Lease
-from farm.processes import kill_group
+from farm.processes import birth, kill_group
 from farm.reaper import Reaper
 from farm.states import SegmentState, WorkerState
 
@@ -37,7 +37,7 @@ class Farm:
         self.reaper = Reaper(farm.ledger, farm.settings, holder="test", ring=self.rang.extend, kill=kill_group)
 
     def worker(self, *, host: psutil.Process | None = None, machine: str = "box", **info: Any) -> None:
-        started = {"process_started": psutil.Process().create_time()}
+        born = {"process_birth": birth(os.getpid())}
         crew.say_hello(
             self.farm.ledger,
             name="w",
@@ -56,7 +56,7 @@ class Farm:
             reason=None,
             host_pid=host.pid if host else None,
             host_restarts=0,
-            info={**started, **({"host_started": host.create_time()} if host else {}), **info},
+            info={**born, **({"host_birth": birth(host.pid)} if host else {}), **info},
         )
 
     def overdue(self) -> Lease:
@@ -140,7 +140,7 @@ def test_no_other_process_is_killed(scene: Farm, sleeper: psutil.Process, why: s
     scene.worker(
         host=sleeper,
         machine="elsewhere" if why == "another machine" else "box",
-        **({"host_started": 1.0} if why == "another process with its number" else {}),
+        **({"host_birth": "an earlier boot:1"} if why == "another process with its number" else {}),
     )
     if why == "in time":
         scene.farm.claim("fake", "w")
@@ -156,7 +156,7 @@ def test_a_dead_workers_host_is_buried_with_it_and_a_living_worker_is_not(scene:
     (alive,) = read.workers(scene.farm.ledger)
     assert not scene.reaper.bury(alive)
     assert not is_dead(sleeper.pid)
-    scene.worker(host=sleeper, process_started=1.0)
+    scene.worker(host=sleeper, process_birth="an earlier boot:1")
     (dead,) = read.workers(scene.farm.ledger)
     assert scene.reaper.bury(dead)
     wait_until(lambda: is_dead(sleeper.pid), "the host's death")

@@ -483,7 +483,7 @@ def test_a_worker_that_follows_a_dead_one_takes_its_lease_back_at_once(farm: Sma
         pid=4_000_000,  # above the largest process id that Linux gives
         incarnation="dead",
         device="cpu",
-        info={"process_started": 1.0},
+        info={"process_birth": "an earlier boot:1"},
     )
     moves.claim(farm.ledger, worker="fake@box", queue="fake", device="cpu", ttl_seconds=3600.0)
     with running(farm.runner()):
