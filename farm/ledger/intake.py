@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from sqlalchemy import func, insert, literal, select, text
 from sqlalchemy.orm import Session
 
+from farm.errors import InputError
 from farm.ledger.ripple import owe
 from farm.ledger.store import Ledger, db_now
 from farm.ledger.tables import (
@@ -23,7 +24,7 @@ from farm.ledger.tables import (
     plain,
 )
 from farm.ledger.values import JobRequest
-from farm.states import JobState, SegmentKind, SegmentState
+from farm.states import FINISHED, JobState, SegmentKind, SegmentState
 
 PREPARE_QUEUE = "cpu"
 _IDS_PER_QUERY = 500
@@ -46,7 +47,10 @@ class Intake:
 def take_in(
     ledger: Ledger, requests: Sequence[JobRequest], *, name: str, source: str, owner: str, budget: float | None = None
 ) -> Intake:
-    """Write the rows that are new as one batch.  Repeating it with the same rows writes nothing."""
+    """Write the rows that are new as one batch.  Repeating it with the same rows writes nothing.
+
+    Raises InputError when an open job is about to write one of their films: one that came since the rows were checked.
+    """
 
     def story(session: Session) -> Intake:
         _take_turns(ledger, session)
@@ -55,6 +59,7 @@ def take_in(
         known_ids = tuple(known[r.key] for r in requests if r.key in known)
         if not new:
             return Intake(None, (), known_ids)
+        _refuse_taken_outputs(session, new)
         now = session.scalar(select(db_now()))
         assert now is not None
         batch_key = hashlib.sha256("\n".join(sorted(r.key for r in new)).encode()).hexdigest()
@@ -107,6 +112,16 @@ def _take_turns(ledger: Ledger, session: Session) -> None:
         .values(name="intake", holder="", until=0.0)
         .on_conflict_do_update(index_elements=[LockRow.name], set_={"holder": ""})
     )
+
+
+def _refuse_taken_outputs(session: Session, requests: Sequence[JobRequest]) -> None:
+    outputs = sorted({r.output for r in requests})
+    for start in range(0, len(outputs), _IDS_PER_QUERY):
+        part = outputs[start : start + _IDS_PER_QUERY]
+        theirs = select(JobRow.id, JobRow.output).where(JobRow.output.in_(part), JobRow.state.not_in(list(FINISHED)))
+        other = session.execute(theirs.limit(1)).first()
+        if other is not None:
+            raise InputError(f"job {other.id} is about to write {other.output}; let it end or give another output")
 
 
 def _known(session: Session, keys: Sequence[str]) -> dict[str, int]:

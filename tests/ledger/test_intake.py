@@ -5,7 +5,10 @@ from __future__ import annotations
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
-from farm.ledger import Ledger, crew, read
+import pytest
+
+from farm.errors import InputError
+from farm.ledger import Ledger, control, crew, read
 from farm.ledger.files import KnownFile, known_files, remember_files
 from farm.ledger.intake import Intake, known_jobs, outputs_in_use, take_in
 from farm.ledger.tables import BatchRow, OwnerRow, SegmentRow
@@ -108,12 +111,20 @@ def test_a_thousand_rows_are_one_transaction_in_their_order(ledger: Ledger) -> N
 
 def test_an_output_knows_the_newest_job_that_writes_it(ledger: Ledger) -> None:
     (first,) = submit(ledger, request(output="/out/same.mp4"))
+    control.cancel(ledger, first)
     row = request(output="/out/same.mp4")
     (second,) = submit(ledger, row)
     assert first < second
     assert outputs_in_use(ledger, ["/out/same.mp4", "/out/other.mp4"]) == {
         "/out/same.mp4": (row.key, second, JobState.QUEUED)
     }
+
+
+def test_of_two_submissions_that_were_checked_side_by_side_only_one_gets_the_film(ledger: Ledger) -> None:
+    (first,) = submit(ledger, request(output="/out/same.mp4"))
+    with pytest.raises(InputError, match=f"job {first} is about to write /out/same.mp4"):
+        submit(ledger, request(), request(output="/out/same.mp4"))
+    assert [job.id for job in read.jobs(ledger)] == [first]
 
 
 def test_an_owners_debt_is_forgotten_when_nobody_waits(ledger: Ledger) -> None:

@@ -356,13 +356,14 @@ class Host:
 
     def _error_from(self, message: Mapping[str, Any]) -> FarmError:
         kinds: Mapping[str, type[FarmError]] = {"input": InputError, "memory": OutOfMemory, "device": DeviceFault}
+        said = _readable(message.get("message", "the host failed"))
         if message.get("kind") not in ("input",):
-            log.warning("host %s: %s\n%s", self.pid, message.get("message"), message.get("traceback", ""))
-        return kinds.get(message.get("kind", ""), EngineError)(_readable(message.get("message", "the host failed")))
+            log.warning("host %s: %s\n%s", self.pid, said, _readable(message.get("traceback", "")))
+        return kinds.get(message.get("kind", ""), EngineError)(said)
 
 
 def _readable(said: str) -> str:
-    """What a model's code said, as text that every database takes: without zeros and halves of characters."""
+    """What a model's code said, as text that every database and log takes: without zeros and halves of characters."""
     return said.replace("\0", "").encode("utf-8", "replace").decode()
 
 
