@@ -123,6 +123,12 @@ class _Json(logging.Formatter):
         return json.dumps({k: redact(v) if isinstance(v, str) else v for k, v in said.items()}, ensure_ascii=False)
 
 
+def warn_on_stderr() -> None:
+    """For commands that keep no log: warnings as logging's last resort puts them, each sentence once a minute."""
+    assert logging.lastResort is not None
+    logging.lastResort.addFilter(SpareRepetitions())
+
+
 def log_to_stderr(log_format: LogFormat = "text", level: int = logging.INFO) -> None:
     """Log to stderr, which `farm up` and systemd turn into files.  Replaces earlier handlers.
 

@@ -11,6 +11,7 @@ import click
 
 from farm import __version__
 from farm.errors import ConfigError, FarmError, IllegalMove, InputError, NotEnoughRoom
+from farm.logs import warn_on_stderr
 
 # What the machine refuses is no bug of the farm, wherever it is met.
 _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR)
@@ -97,6 +98,7 @@ def cli(ctx: click.Context) -> None:
 
 
 def main() -> None:
+    warn_on_stderr()
     cli.main(prog_name="farm")
 
 

@@ -28,7 +28,6 @@ BUSY_SECONDS = 30.0  # how long one statement waits for another writer
 READ_SECONDS = 5.0  # how long a query waits for a database that is away
 SILENCE_SECONDS = 10.0  # a third of the lease as shipped
 RETRY_SECONDS = 60.0  # how long a transaction is tried again while the database is away or in conflict
-SAY_AGAIN_SECONDS = 60.0  # how long the log is spared a sentence that it bears already
 
 
 class db_now(FunctionElement[float]):
@@ -60,7 +59,6 @@ class Ledger:
         self.engine = engine
         self.url = url
         self._writer = engine.execution_options(farm_write=True)
-        self._said_at: dict[str, float] = {}
 
     @property
     def is_sqlite(self) -> bool:
@@ -105,20 +103,13 @@ class Ledger:
                     raise
                 if time.monotonic() + pause > deadline:
                     raise explain_unreachable(error, self.url) from error
-                self._say_why(_first_line(error), patience_seconds)
+                log.warning("ledger: %s; trying again for up to %.0f s", _first_line(error), patience_seconds)
                 time.sleep(pause * random.uniform(0.5, 1.5))  # writers in conflict must not march in step
                 pause = min(pause * 2, 2.0)
 
     def insert(self, row: type[DeclarativeBase]) -> sqlite.Insert | postgresql.Insert:
         """An INSERT that can say what happens when the row is there already; each database has its own."""
         return sqlite.insert(row) if self.is_sqlite else postgresql.insert(row)
-
-    def _say_why(self, problem: str, patience_seconds: float) -> None:
-        """Say why a story is run again, once for all threads: a full disk is met by each of them twice a second."""
-        now = time.monotonic()
-        if now - self._said_at.get(problem, -SAY_AGAIN_SECONDS) >= SAY_AGAIN_SECONDS:
-            self._said_at[problem] = now
-            log.warning("ledger: %s; trying again for up to %.0f s", problem, patience_seconds)
 
     def now(self) -> float:
         """The ledger's clock."""

@@ -173,3 +173,12 @@ def test_what_nobody_catches_is_one_line_without_its_secrets(where: str) -> None
     assert (said["level"], said["message"]) == ("CRITICAL", "nobody caught ValueError")
     assert said["traceback"].endswith("ValueError: of redis://:***@db")
     assert "s3cret" not in line
+
+
+def test_a_command_says_a_warning_that_lasts_once() -> None:
+    code = (
+        "import logging\nfrom farm.logs import warn_on_stderr\nwarn_on_stderr()\n"
+        "for _ in range(3):\n    logging.getLogger('farm.x').warning('the disk is full')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stderr == "the disk is full\n"
