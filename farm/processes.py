@@ -50,14 +50,15 @@ def birth(pid: int) -> str | None:
     """Which of all processes with this number this one is: its start in clock ticks since which boot (proc(5)).
 
     The time of day has no part in it, since a machine that slept, or whose clock is set, moves every time that is
-    computed from it.  None when no process has the number.
+    computed from it.  None when no process has the number, or one that ended and that nobody collected.
     """
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
     except OSError:
         return None
-    ticks = stat.rpartition(")")[2].split()[19]  # field 22; the name before it may hold spaces and brackets
-    return f"{_boot()}:{ticks}"
+    fields = stat.rpartition(")")[2].split()  # from the third on; the name before them may hold spaces and brackets
+    state, ticks = fields[0], fields[19]
+    return None if state in "ZX" else f"{_boot()}:{ticks}"
 
 
 @functools.cache
@@ -69,13 +70,8 @@ def _boot() -> str:
 
 
 def is_same(pid: int, born: object) -> bool:
-    """Whether the process of that birth still runs under `pid`; one that ended and was not collected does not."""
-    if born != birth(pid) or born is None:
-        return False
-    try:
-        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
-    except psutil.Error:
-        return False
+    """Whether the process of that birth still runs under `pid`."""
+    return born is not None and born == birth(pid)
 
 
 def start(
