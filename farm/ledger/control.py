@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 
 from farm.errors import InputError, NotFound
 from farm.ledger.history import append
+from farm.ledger.intake import open_writer
 from farm.ledger.leases import held_seconds
 from farm.ledger.ripple import hold, owe, ready_all, ripple
 from farm.ledger.store import Ledger, db_now
@@ -230,11 +231,10 @@ def _has_working_files(session: Session, job_id: int) -> bool:
 
 def _refuse_while_another_writes(session: Session, job: JobRow) -> None:
     """Two jobs that join their films at one path at once could publish each other's.  Raises InputError."""
-    same = (JobRow.output == job.output, JobRow.id != job.id, JobRow.state.not_in(list(FINISHED)))
-    other = session.scalar(select(JobRow.id).where(*same).limit(1))
+    other = open_writer(session, [job.output], other_than=job.id)
     if other is not None:
         raise InputError(
-            f"job {job.id} cannot be retried: job {other} is about to write {job.output}; let it end or cancel it"
+            f"job {job.id} cannot be retried: job {other[0]} is about to write {job.output}; let it end or cancel it"
         )
 
 

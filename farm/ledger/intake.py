@@ -117,11 +117,19 @@ def _take_turns(ledger: Ledger, session: Session) -> None:
 def _refuse_taken_outputs(session: Session, requests: Sequence[JobRequest]) -> None:
     outputs = sorted({r.output for r in requests})
     for start in range(0, len(outputs), _IDS_PER_QUERY):
-        part = outputs[start : start + _IDS_PER_QUERY]
-        theirs = select(JobRow.id, JobRow.output).where(JobRow.output.in_(part), JobRow.state.not_in(list(FINISHED)))
-        other = session.execute(theirs.limit(1)).first()
+        other = open_writer(session, outputs[start : start + _IDS_PER_QUERY])
         if other is not None:
-            raise InputError(f"job {other.id} is about to write {other.output}; let it end or give another output")
+            job_id, output = other
+            raise InputError(f"job {job_id} is about to write {output}; let it end or give another output")
+
+
+def open_writer(session: Session, outputs: Sequence[str], *, other_than: int | None = None) -> tuple[int, str] | None:
+    """A job that has not ended and is about to write one of these films: its id, and which."""
+    query = select(JobRow.id, JobRow.output).where(JobRow.output.in_(outputs), JobRow.state.not_in(list(FINISHED)))
+    if other_than is not None:
+        query = query.where(JobRow.id != other_than)
+    found = session.execute(query.limit(1)).first()
+    return (found.id, found.output) if found is not None else None
 
 
 def _known(session: Session, keys: Sequence[str]) -> dict[str, int]:
