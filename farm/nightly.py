@@ -24,10 +24,10 @@ from farm.ledger import Ledger, control, read
 from farm.ledger.overview import costs
 from farm.ledger.progress import job_progress
 from farm.nightly_config import Left, Night, Nightly
-from farm.nightly_jobs import IDS_PER_QUERY, OPEN, jobs_by_id, own_jobs, take
+from farm.nightly_jobs import IDS_PER_QUERY, jobs_by_id, own_jobs, take
 from farm.nightly_summary import FilmMade, JobFailed, JobLeft, Summary, tell
 from farm.processes import find
-from farm.states import FINISHED, JobState
+from farm.states import FINISHED, OPEN_STATES, JobState
 
 log = logging.getLogger(__name__)
 
@@ -131,7 +131,7 @@ def _wait(ledger: Ledger, watched: set[int], is_over: Callable[[], bool], look_s
     """
     told: set[str] = set()
     left, began = watched, time.monotonic()
-    while left := {job.id for job in jobs_by_id(ledger, left, OPEN) if not job.paused}:
+    while left := {job.id for job in jobs_by_id(ledger, left, OPEN_STATES) if not job.paused}:
         stuck = [item.reason for item in read.stuck(ledger, sample=IDS_PER_QUERY) if left & set(item.job_ids)]
         for sentence in stuck:
             if sentence not in told and time.monotonic() - began > STARTING_SECONDS:
@@ -146,7 +146,7 @@ def _wait(ledger: Ledger, watched: set[int], is_over: Callable[[], bool], look_s
 def _rest(nightly: Nightly, ledger: Ledger, look_seconds: float) -> None:
     """Pause the nightly's open jobs: at once, or each when the segment that it is in has ended."""
     window = nightly.settings.window
-    going = {job.id for job in own_jobs(nightly, ledger, OPEN) if not job.paused}
+    going = {job.id for job in own_jobs(nightly, ledger, OPEN_STATES) if not job.paused}
     if window is not None and window.stop == "segment":
         deadline = time.monotonic() + window.segment_minutes * 60
         at_first: dict[int, set[tuple[int, int]]] | None = None

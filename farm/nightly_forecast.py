@@ -10,9 +10,9 @@ from farm.ledger import Ledger, read
 from farm.ledger.values import Job
 from farm.models import load_model
 from farm.nightly_config import Left, Night, Nightly, find_rows
-from farm.nightly_jobs import OPEN, jobs_by_id, look, may_be_tried_again, own_jobs
+from farm.nightly_jobs import jobs_by_id, look, may_be_tried_again, own_jobs
 from farm.roster import load_roster
-from farm.states import FINISHED
+from farm.states import FINISHED, OPEN_STATES
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ def foretell(nightly: Nightly, settings: Settings, ledger: Ledger, at: float) ->
         night = nightly.window.next(at)
     seen = look(nightly, settings, ledger, night, at)
     replaced = set(seen.in_the_way)
-    ids = set(seen.known_ids) | {job.id for job in own_jobs(nightly, ledger, OPEN)}
+    ids = set(seen.known_ids) | {job.id for job in own_jobs(nightly, ledger, OPEN_STATES)}
     again = [
         job for job in jobs_by_id(ledger, ids) if job.state not in FINISHED or may_be_tried_again(nightly, job, night)
     ]

@@ -12,10 +12,9 @@ from farm.errors import InputError
 from farm.ledger import Ledger, control, read
 from farm.ledger.values import Job, JobRequest
 from farm.nightly_config import Left, Night, Nightly, RowSet, find_rows
-from farm.states import FINISHED, JobState
+from farm.states import OPEN_STATES, JobState
 from farm.submission import Submission, submit
 
-OPEN = [state for state in JobState if state not in FINISHED]
 REPLACED = "replaced by its lecture's newer portrait, audio or settings"
 IDS_PER_QUERY = 5000
 
@@ -44,7 +43,7 @@ class Look:
 def look(nightly: Nightly, settings: Settings, ledger: Ledger, night: Night, at: float) -> Look:
     """Compare the courses with the ledger; writes nothing but what was learnt of the files."""
     sets, unreadable = find_rows(nightly, at)
-    own_open = {job.id for job in own_jobs(nightly, ledger, OPEN)}
+    own_open = {job.id for job in own_jobs(nightly, ledger, OPEN_STATES)}
     new: list[JobRequest] = []
     known: list[int] = []
     replaced: list[int] = []
@@ -108,7 +107,7 @@ def take(
                 control.retry(ledger, job.id)
             except InputError as error:  # its working files were deleted since
                 problems.append(Left(job.audio, str(error)))
-    for job in own_jobs(nightly, ledger, OPEN):
+    for job in own_jobs(nightly, ledger, OPEN_STATES):
         watched.add(job.id)
         control.resume(ledger, job.id)
     ring_owed(ledger, settings)

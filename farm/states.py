@@ -80,6 +80,8 @@ class JobState(StrEnum):
 
 
 FINISHED = frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED})
+# All others, named one by one, so that the ledger's index of states is used.
+OPEN_STATES = tuple(state for state in JobState if state not in FINISHED)
 
 
 def job_state(segments: Mapping[tuple[SegmentKind, SegmentState], int]) -> JobState:

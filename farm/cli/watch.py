@@ -22,7 +22,7 @@ from farm.ledger import control, read
 from farm.ledger.estimate import Estimate, estimate
 from farm.ledger.progress import JobProgress, job_progress
 from farm.ledger.workload import FEW
-from farm.states import FINISHED, JobState
+from farm.states import FINISHED, OPEN_STATES, JobState
 
 LOOK_SECONDS = 0.5
 FORECAST_SECONDS = 5.0
@@ -49,8 +49,7 @@ def watch(farm: Farm, batch_ids: tuple[int, ...], once: bool, as_json: bool) -> 
         read.batch(farm.ledger, batch_id)
         ids += control.job_ids_of_batch(farm.ledger, batch_id)
     if not batch_ids:
-        open_states = [state for state in JobState if state not in FINISHED]
-        ids = sorted(job.id for job in read.jobs(farm.ledger, states=open_states, limit=None))
+        ids = sorted(job.id for job in read.jobs(farm.ledger, states=OPEN_STATES, limit=None))
     if not ids:
         click.echo("nothing is being rendered; `farm jobs list` shows what was", err=True)
         return

@@ -25,11 +25,19 @@ from farm.ledger.tables import (
 )
 from farm.ledger.values import Artifact, Attempt, Batch, Job, LedgerEvent, Segment, Worker
 from farm.retry import STRIKES_PER_JOB
-from farm.states import FINISHED, ArtifactKind, Event, JobState, SegmentKind, SegmentState, WorkerState
+from farm.states import (
+    FINISHED,
+    OPEN_STATES,
+    ArtifactKind,
+    Event,
+    JobState,
+    SegmentKind,
+    SegmentState,
+    WorkerState,
+)
 
 PAUSED, OPEN = "paused", "open"  # what no job's state is, and people look for
 SHOWN_STATES = (*(state.value for state in JobState), PAUSED, OPEN)
-_GOING = [state for state in JobState if state not in FINISHED]  # named, so that the index of states is used
 
 
 def job(ledger: Ledger, job_id: int) -> Job:
@@ -80,9 +88,9 @@ def jobs(
 
 def _is_shown_as(word: str) -> ColumnElement[bool]:
     if word == PAUSED:
-        return and_(JobRow.state.in_(_GOING), JobRow.paused)
+        return and_(JobRow.state.in_(OPEN_STATES), JobRow.paused)
     if word == OPEN:
-        return JobRow.state.in_(_GOING)
+        return JobRow.state.in_(OPEN_STATES)
     state = JobState(word)
     return JobRow.state == state if state in FINISHED else and_(JobRow.state == state, ~JobRow.paused)
 
@@ -152,7 +160,7 @@ def batches(
     if owner is not None:
         query = query.where(BatchRow.owner == owner)
     if unfinished:
-        query = query.where(BatchRow.id.in_(select(JobRow.batch_id).where(JobRow.state.in_(_GOING))))
+        query = query.where(BatchRow.id.in_(select(JobRow.batch_id).where(JobRow.state.in_(OPEN_STATES))))
     with ledger.read() as session:
         rows = session.scalars(query).all()
         return [_batch_value(session, row) for row in rows]

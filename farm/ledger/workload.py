@@ -14,14 +14,12 @@ from sqlalchemy import BigInteger, ColumnElement, Select, case, cast, func, null
 from sqlalchemy.orm import Session
 
 from farm.ledger.tables import LEASED, JobRow, SegmentRow
-from farm.states import FINISHED, Continuity, JobState, SegmentKind
+from farm.states import OPEN_STATES, Continuity, SegmentKind
 
 FEW = 2000  # so many open jobs are looked at one by one
 _DUE_SECONDS = 3600.0  # deadlines this near to each other count as one
 
 Look = tuple[str, str, int, int]  # model, preset, width, height: what decides the speed
-
-_OPEN = [state for state in JobState if state not in FINISHED]  # named one by one, so that their index is used
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +38,7 @@ class Portion:
 
 def portions(session: Session, batches: Collection[int] = ()) -> list[Portion]:
     """The open jobs that are not paused, in the order of the claim; jobs of these `batches` one by one."""
-    count = session.scalar(select(func.count()).where(JobRow.state.in_(_OPEN))) or 0
+    count = session.scalar(select(func.count()).where(JobRow.state.in_(OPEN_STATES))) or 0
     one_by_one: ColumnElement[Any] = cast(null(), BigInteger)
     if count <= FEW:
         one_by_one = cast(JobRow.id, BigInteger)
@@ -105,7 +103,7 @@ def _grouped(one_by_one: ColumnElement[Any]) -> Select[Any]:
             JobRow.due,
             JobRow.id,
         )
-        .where(JobRow.state.in_(_OPEN), ~JobRow.paused)
+        .where(JobRow.state.in_(OPEN_STATES), ~JobRow.paused)
         .subquery()
     )
     one = jobs.c
