@@ -47,7 +47,7 @@ def home_folder(keep: Path | None = None) -> Iterator[Path]:
         keep.mkdir(parents=True, exist_ok=True)
         yield keep.absolute()
         return
-    with tempfile.TemporaryDirectory(prefix="farm-cards-", dir="/tmp", ignore_cleanup_errors=True) as name:
+    with tempfile.TemporaryDirectory(prefix="farm-bench-", dir="/tmp", ignore_cleanup_errors=True) as name:
         yield Path(name)
 
 

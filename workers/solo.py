@@ -38,18 +38,21 @@ def specs_for(model: str, preset: str) -> list[WorkerSpec]:
 
 
 @contextlib.contextmanager
-def at_work(runners: Sequence[Runner]) -> Iterator[None]:
-    """Workers that run beside the caller, in threads, and have stopped when the block ends."""
+def at_work(runners: Sequence[Runner], *, stop_seconds: float | None = None) -> Iterator[list[threading.Thread]]:
+    """Workers that run beside the caller, in threads, and have stopped when the block ends.
+
+    With `stop_seconds` the block ends also when a thread has not ended after so long.
+    """
     threads = [threading.Thread(target=runner.run, name=runner.name) for runner in runners]
     for thread in threads:
         thread.start()
     try:
-        yield
+        yield threads
     finally:
         for runner in runners:
             runner.stop()
         for thread in threads:
-            thread.join()
+            thread.join(stop_seconds)
 
 
 def main(argv: list[str]) -> int:

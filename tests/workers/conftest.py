@@ -37,6 +37,7 @@ from workers.announce import Announcer
 from workers.host.parent import Host, HostSpec, Progress, Rendered
 from workers.preparing import prepare
 from workers.runner import Runner, make_runner
+from workers.solo import at_work
 
 HERE = Path(__file__).resolve().parent
 CHUNK = 5
@@ -366,14 +367,9 @@ def farm(tmp_path: Path, portrait: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
 @contextlib.contextmanager
 def running(*runners: Runner) -> Iterator[None]:
     """These workers at work; stopped and joined afterwards, whatever happens."""
-    threads = [threading.Thread(target=runner.run, name=runner.name) for runner in runners]
-    for thread in threads:
-        thread.start()
+    threads: list[threading.Thread] = []
     try:
-        yield
+        with at_work(runners, stop_seconds=PATIENCE) as threads:
+            yield
     finally:
-        for runner in runners:
-            runner.stop()
-        for thread in threads:
-            thread.join(PATIENCE)
         assert not any(thread.is_alive() for thread in threads), "a worker did not stop"
